@@ -1,0 +1,38 @@
+// Everything that the addon exports. The typed contract is src/binding/native.ts.
+
+#include <napi.h>
+
+#include "addon/control.h"
+#include "addon/environment.h"
+#include "addon/lane.h"
+#include "addon/shard.h"
+
+namespace kvss::addon {
+namespace {
+
+Napi::Value JoinBundles(const Napi::CallbackInfo& info) {
+  std::vector<UniqueFd> all;
+  for (size_t index = 0; index < info.Length(); ++index) {
+    for (UniqueFd& fd : DescriptorBundle::TakeAll(info[index])) all.push_back(std::move(fd));
+  }
+  return DescriptorBundle::Wrap(info.Env(), std::move(all));
+}
+
+Napi::Object Initialise(Napi::Env env, Napi::Object exports) {
+  env.SetInstanceData(new Environment());
+  DescriptorBundle::Define(env);
+  exports.Set("protocolVersion", Napi::Number::New(env, proto::kProtocolVersion));
+  exports.Set("Shard", Shard::Define(env));
+  exports.Set("Lane", Lane::Define(env));
+  exports.Set("ControlListener", ControlListenerWrap::Define(env));
+  exports.Set("ControlChannel", ControlChannel::Define(env));
+  exports.Set("mapGrant", Napi::Function::New<MapGrant>(env, "mapGrant"));
+  exports.Set("mapCounters", Napi::Function::New<MapCounters>(env, "mapCounters"));
+  exports.Set("joinBundles", Napi::Function::New<JoinBundles>(env, "joinBundles"));
+  return exports;
+}
+
+NODE_API_MODULE(kvss, Initialise)
+
+}  // namespace
+}  // namespace kvss::addon

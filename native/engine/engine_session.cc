@@ -1,0 +1,139 @@
+#include "engine/engine_session.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+
+namespace kvss {
+namespace {
+
+// How many descriptors of one queue are taken in a turn: enough to amortise the turn, few enough that other
+// sessions and the evicts of this one do not wait long.
+constexpr uint32_t kEvictsPerTurn = 256;
+constexpr uint32_t kCommandsPerTurn = 128;
+
+Result<UniqueFd> MakeWake() {
+  UniqueFd wake(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!wake.valid()) return SystemError(proto::Status::kLimitExceeded, "eventfd");
+  return wake;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<EngineSession>> EngineSession::Create(uint64_t id, uint32_t ring_entries,
+                                                             ShardTally* tally) {
+  auto segments = SessionSegments::Create(ring_entries);
+  if (!segments.ok()) return segments.error();
+  std::unique_ptr<EngineSession> session(new EngineSession(id, std::move(segments.value()), tally));
+  for (UniqueFd* wake : {&session->submit_wake_, &session->completion_wake_}) {
+    auto made = MakeWake();
+    if (!made.ok()) return made.error();
+    *wake = std::move(made.value());
+  }
+  return session;
+}
+
+EngineSession::EngineSession(uint64_t id, SessionSegments segments, ShardTally* tally)
+    : id_(id),
+      segments_(std::move(segments)),
+      evict_ring_(segments_.evict_ring()),
+      command_ring_(segments_.command_ring()),
+      completion_ring_(segments_.completion_ring()),
+      core_(segments_.ring_entries(), &port_, this, tally) {}
+
+Result<SessionEndpoints> EngineSession::Endpoints() const {
+  SessionEndpoints endpoints;
+  const std::pair<UniqueFd*, int> copies[] = {
+      {&endpoints.submit_segment, segments_.submit_object().fd()},
+      {&endpoints.status_segment, segments_.status_object().fd()},
+      {&endpoints.submit_wake, submit_wake_.get()},
+      {&endpoints.completion_wake, completion_wake_.get()},
+  };
+  for (const auto& [to, from] : copies) {
+    *to = UniqueFd(::fcntl(from, F_DUPFD_CLOEXEC, 0));
+    if (!to->valid())
+      return SystemError(proto::Status::kLimitExceeded, "cannot duplicate a session descriptor");
+  }
+  return endpoints;
+}
+
+Outcome EngineSession::AddGrant(uint32_t grant_id, const GrantGeometry& geometry, MemoryObject* object) {
+  Outcome added = core_.AddGrant(grant_id, geometry);
+  if (added.ok()) port_.AddGrant(grant_id, object);
+  return added;
+}
+
+Outcome EngineSession::RemoveGrant(uint32_t grant_id) {
+  Outcome removed = core_.RemoveGrant(grant_id);
+  if (removed.ok()) port_.RemoveGrant(grant_id);
+  return removed;
+}
+
+bool EngineSession::Pump(uint64_t now_ns) {
+  if (corrupt_) return false;
+  bool worked = Drain(Queue::kEvict, kEvictsPerTurn, now_ns);
+  worked |= Drain(Queue::kCommand, kCommandsPerTurn, now_ns);
+  core_.ExpireDeadlines(now_ns);
+  Publish();
+  return worked;
+}
+
+uint32_t EngineSession::Takeable(Queue queue) {
+  if (corrupt_) return 0;
+  const std::optional<uint32_t> waiting = Ring(queue).Available();
+  const std::optional<uint32_t> room = completion_ring_.Room();
+  if (!waiting || !room) {
+    corrupt_ = true;
+    return 0;
+  }
+  // Every accepted operation must find room for its completion, so that the core never has to wait for the
+  // client.
+  const uint64_t unfinished = accepted_ - completed_;
+  const uint32_t completions = *room > unfinished ? static_cast<uint32_t>(*room - unfinished) : 0;
+  return std::min({*waiting, queue == Queue::kEvict ? core_.EvictRoom() : core_.CommandRoom(), completions});
+}
+
+bool EngineSession::Drain(Queue queue, uint32_t limit, uint64_t now_ns) {
+  const uint32_t batch = std::min(Takeable(queue), limit);
+  if (batch == 0) return false;
+  RingConsumer<proto::Descriptor>& ring = Ring(queue);
+  for (uint32_t taken = 0; taken < batch; ++taken) {
+    const proto::Descriptor descriptor = ring.Take();
+    ++accepted_;
+    queue == Queue::kEvict ? core_.AcceptEvict(descriptor, now_ns) : core_.AcceptCommand(descriptor, now_ns);
+  }
+  ring.Release();
+  return true;
+}
+
+void EngineSession::Complete(const proto::Completion& completion) {
+  ++completed_;
+  ++unpublished_;
+  completion_ring_.Put(completion);
+}
+
+void EngineSession::Publish() {
+  if (unpublished_ == 0) return;
+  unpublished_ = 0;
+  completion_ring_.Publish();
+  // After the completions: who sees the count has the reasons. Partner: the acquire loads in ShardLane.
+  segments_.status().evict_count.store(core_.evict_count(), std::memory_order_release);
+  segments_.status().command_count.store(core_.command_count(), std::memory_order_release);
+  // Dekker with ShardLane::Arm: the client stores clientSleeping, fences and looks at completionTail; here
+  // the tail is stored, then the fence, then the flag is read. At least one of the two sees the other.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (segments_.submit().client_sleeping.load(std::memory_order_relaxed) != 0) {
+    ::eventfd_write(completion_wake_.get(), 1);
+  }
+}
+
+bool EngineSession::HasWork() {
+  // Descriptors that cannot be taken yet are no work: ShardLane::Poll wakes the engine once it has made room.
+  return Takeable(Queue::kEvict) > 0 || Takeable(Queue::kCommand) > 0;
+}
+
+void EngineSession::AnnounceSleep(bool sleeping) {
+  segments_.status().engine_sleeping.store(sleeping ? 1 : 0, std::memory_order_relaxed);
+}
+
+}  // namespace kvss

@@ -1,0 +1,233 @@
+#include "engine/shard_engine.h"
+
+#include <pthread.h>
+#include <sys/epoll.h>
+
+#include <algorithm>
+
+#include "base/clock.h"
+
+namespace kvss {
+namespace {
+
+// An engine that sleeps looks up this often even when nobody wakes it, so that its heartbeat tells it from a
+// dead one.
+constexpr uint64_t kHeartbeatNs = 1'000'000'000;
+
+// Turns between two looks at the counters while the engine is busy.
+constexpr uint64_t kTurnsPerPublish = 256;
+
+inline void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+Result<std::unique_ptr<ShardEngine>> ShardEngine::Start(const EngineOptions& options,
+                                                        CorruptHandler on_corrupt) {
+  auto counters = CountersSegment::Create(options.shard);
+  if (!counters.ok()) return counters.error();
+  std::unique_ptr<ShardEngine> engine(
+      new ShardEngine(options, std::move(counters.value()), std::move(on_corrupt)));
+  engine->epoll_ = UniqueFd(::epoll_create1(EPOLL_CLOEXEC));
+  engine->task_wake_ = UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  epoll_event event{.events = EPOLLIN | EPOLLET, .data = {}};
+  if (!engine->epoll_.valid() || !engine->task_wake_.valid() ||
+      ::epoll_ctl(engine->epoll_.get(), EPOLL_CTL_ADD, engine->task_wake_.get(), &event) != 0) {
+    return SystemError(proto::Status::kLimitExceeded, "cannot start a shard engine");
+  }
+  engine->thread_ = std::thread([raw = engine.get()] { raw->Loop(); });
+  ::pthread_setname_np(engine->thread_.native_handle(),
+                       ("kvss-shard-" + std::to_string(options.shard)).c_str());
+  return engine;
+}
+
+ShardEngine::ShardEngine(const EngineOptions& options, CountersSegment counters, CorruptHandler on_corrupt)
+    : options_(options), counters_(std::move(counters)), on_corrupt_(std::move(on_corrupt)) {}
+
+ShardEngine::~ShardEngine() {
+  if (!thread_.joinable()) return;
+  stopping_.store(true);
+  ::eventfd_write(task_wake_.get(), 1);
+  thread_.join();
+}
+
+void ShardEngine::Run(const std::function<void()>& task) {
+  std::future<void> done;
+  {
+    std::lock_guard lock(tasks_mutex_);
+    tasks_.push_back({&task, {}});
+    done = tasks_.back().done.get_future();
+    // Partner: the acquire load in RunTasks.
+    tasks_waiting_.store(true, std::memory_order_release);
+  }
+  ::eventfd_write(task_wake_.get(), 1);
+  done.wait();
+}
+
+void ShardEngine::Attach(std::unique_ptr<EngineSession> session) {
+  Run([&] {
+    epoll_event event{.events = EPOLLIN | EPOLLET, .data = {}};
+    // Where the kernel refuses, the heartbeat still finds the work: slow, but not stuck.
+    (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, session->submit_wake_fd(), &event);
+    sessions_.push_back(std::move(session));
+  });
+}
+
+std::unique_ptr<EngineSession> ShardEngine::Detach(uint64_t session_id) {
+  std::unique_ptr<EngineSession> detached;
+  Run([&] {
+    const auto found =
+        std::ranges::find(sessions_, session_id, [](const auto& session) { return session->id(); });
+    if (found == sessions_.end()) return;
+    detached = std::move(*found);
+    sessions_.erase(found);
+    (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, detached->submit_wake_fd(), nullptr);
+    detached->Close(MonotonicNanos());
+    // Transfers of this port end inside Begin, so nothing can be running here.
+    KVSS_CHECK(detached->quiescent());
+  });
+  return detached;
+}
+
+void ShardEngine::WithSession(uint64_t session_id, const std::function<void(EngineSession*)>& task) {
+  Run([&] { task(Find(session_id)); });
+}
+
+bool ShardEngine::Drain(uint64_t timeout_ns) {
+  const uint64_t deadline = MonotonicNanos() + timeout_ns;
+  for (;;) {
+    bool busy = false;
+    Run([&] {
+      busy = std::ranges::any_of(sessions_, [](const auto& session) { return session->HasWork(); });
+    });
+    if (!busy) return true;
+    if (MonotonicNanos() >= deadline) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+EngineSession* ShardEngine::Find(uint64_t session_id) {
+  const auto found =
+      std::ranges::find(sessions_, session_id, [](const auto& session) { return session->id(); });
+  return found == sessions_.end() ? nullptr : found->get();
+}
+
+void ShardEngine::Loop() {
+  uint64_t idle_since = MonotonicNanos();
+  while (!stopping_.load(std::memory_order_relaxed)) {
+    bool worked = RunTasks();
+    worked |= PumpSessions();
+    if (++turns_ % kTurnsPerPublish == 0) PublishCounters();
+    if (worked) {
+      idle_since = 0;
+      continue;
+    }
+    if (options_.mode == HioMode::kBuffered) {
+      SleepUntilWork();
+      continue;
+    }
+    if (options_.mode == HioMode::kAdaptive) {
+      const uint64_t now = MonotonicNanos();
+      if (idle_since == 0) idle_since = now;
+      if (now - idle_since >= uint64_t{options_.spin_us} * 1000) {
+        SleepUntilWork();
+        idle_since = 0;
+        continue;
+      }
+    }
+    Pause();
+  }
+  RunTasks();
+}
+
+bool ShardEngine::RunTasks() {
+  // Partner: the release store in Run.
+  if (!tasks_waiting_.load(std::memory_order_acquire)) return false;
+  tasks_waiting_.store(false, std::memory_order_relaxed);
+  std::vector<Task> tasks;
+  {
+    std::lock_guard lock(tasks_mutex_);
+    tasks.swap(tasks_);
+  }
+  for (Task& task : tasks) {
+    (*task.run)();
+    PublishCounters();
+    task.done.set_value();
+  }
+  return true;
+}
+
+bool ShardEngine::PumpSessions() {
+  if (sessions_.empty()) return false;
+  const uint64_t now = MonotonicNanos();
+  bool worked = false;
+  for (const auto& session : sessions_) {
+    const bool was_corrupt = session->corrupt();
+    worked |= session->Pump(now);
+    if (session->corrupt() && !was_corrupt) {
+      ++ring_faults_;
+      on_corrupt_(session->id());
+    }
+  }
+  return worked;
+}
+
+void ShardEngine::SleepUntilWork() {
+  for (const auto& session : sessions_) session->AnnounceSleep(true);
+  // Dekker with ShardLane::Submit: the client stores its tail, fences and reads engineSleeping; here the flag
+  // is stored, then the fence, then the tails are read. At least one of the two sees the other.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  uint64_t wake_at = MonotonicNanos() + kHeartbeatNs;
+  bool work = tasks_waiting_.load(std::memory_order_relaxed) || stopping_.load(std::memory_order_relaxed);
+  for (const auto& session : sessions_) {
+    work |= session->HasWork();
+    wake_at = std::min(wake_at, session->next_deadline_ns());
+  }
+  PublishCounters();
+  if (!work) {
+    ++sleeps_;
+    const uint64_t now = MonotonicNanos();
+    const int timeout_ms = wake_at <= now ? 0 : static_cast<int>((wake_at - now) / 1'000'000 + 1);
+    epoll_event events[8];
+    // Edge-triggered: which descriptor fired does not matter, every ring is looked at anyway.
+    (void)::epoll_wait(epoll_.get(), events, 8, timeout_ms);
+  }
+  for (const auto& session : sessions_) session->AnnounceSleep(false);
+}
+
+void ShardEngine::PublishCounters() {
+  proto::CountersSegment& out = counters_.counters();
+  const auto put = [](std::atomic<uint64_t>& to, uint64_t value) {
+    to.store(value, std::memory_order_relaxed);
+  };
+  put(out.heartbeat, turns_);
+  put(out.sessions, sessions_.size());
+  put(out.evicts, tally_.evicts);
+  put(out.evict_faults, tally_.evict_faults);
+  put(out.evict_bytes, tally_.evict_bytes);
+  put(out.refills, tally_.refills);
+  put(out.refill_misses, tally_.refill_misses);
+  put(out.refill_faults, tally_.refill_faults);
+  put(out.refill_bytes, tally_.refill_bytes);
+  put(out.deletes, tally_.deletes);
+  put(out.delete_misses, tally_.delete_misses);
+  put(out.tenant_alarms, tally_.tenant_alarms);
+  put(out.deadlines, tally_.deadlines);
+  put(out.gated_evicts, tally_.gated_evicts);
+  put(out.gated_commands, tally_.gated_commands);
+  put(out.scrubbed_bytes, tally_.scrubbed_bytes);
+  put(out.ring_faults, ring_faults_);
+  put(out.sleeps, sleeps_);
+  put(out.stored_slots, tally_.stored_slots);
+  for (size_t bucket = 0; bucket < ShardTally::kLatencyBuckets; ++bucket) {
+    put(out.evict_latency[bucket], tally_.evict_latency[bucket]);
+    put(out.refill_latency[bucket], tally_.refill_latency[bucket]);
+  }
+}
+
+}  // namespace kvss

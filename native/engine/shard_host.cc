@@ -1,0 +1,109 @@
+#include "engine/shard_host.h"
+
+namespace kvss {
+
+using proto::Status;
+
+Result<std::unique_ptr<ShardHost>> ShardHost::Create(const ShardOptions& options,
+                                                     ShardEngine::CorruptHandler on_corrupt) {
+  auto allocator = ColumnAllocator::Create(options.budget_bytes, options.huge_pages);
+  if (!allocator.ok()) return allocator.error();
+  auto engine = ShardEngine::Start(options.engine, std::move(on_corrupt));
+  if (!engine.ok()) return engine.error();
+  return std::unique_ptr<ShardHost>(new ShardHost(std::move(allocator.value()), std::move(engine.value())));
+}
+
+ShardHost::~ShardHost() {
+  std::vector<uint64_t> open;
+  for (const auto& [session_id, grants] : sessions_) open.push_back(session_id);
+  for (const uint64_t session_id : open) CloseSession(session_id);
+}
+
+Result<SessionEndpoints> ShardHost::OpenSession(uint64_t session_id, uint32_t ring_entries) {
+  if (!ValidRingEntries(ring_entries)) {
+    return Error{Status::kLimitExceeded,
+                 "a ring of " + std::to_string(ring_entries) + " entries: must be a power of two in " +
+                     std::to_string(proto::kMinRingEntries) + ".." + std::to_string(proto::kMaxRingEntries)};
+  }
+  auto session = EngineSession::Create(session_id, ring_entries, engine_->tally());
+  if (!session.ok()) return session.error();
+  auto endpoints = session.value()->Endpoints();
+  if (!endpoints.ok()) return endpoints.error();
+  std::lock_guard lock(mutex_);
+  if (!sessions_.emplace(session_id, Grants{}).second) {
+    return Error{Status::kNotAllowed, "the session is attached to this shard already"};
+  }
+  engine_->Attach(std::move(session.value()));
+  return endpoints;
+}
+
+Result<GrantedMemory> ShardHost::AddGrant(uint64_t session_id, uint32_t grant_id, uint64_t slots,
+                                          uint64_t piece_bytes) {
+  auto geometry = GrantGeometry::For(slots, piece_bytes);
+  if (!geometry.ok()) return geometry.error();
+  auto allocated = allocator_->Allocate(geometry.value());
+  if (!allocated.ok()) return allocated.error();
+  auto memory = std::make_unique<GrantMemory>(std::move(allocated.value()));
+  const bool huge_pages = memory->object.huge_pages();
+
+  // Before the engine knows the grant, so that nothing has to be undone there.
+  auto descriptor = memory->object.Duplicate();
+  Outcome added = descriptor.ok() ? Register(session_id, grant_id, &memory) : Outcome(descriptor.error());
+  if (!added.ok()) {
+    allocator_->Free(std::move(*memory));
+    return added.error();
+  }
+  const GrantGeometry& cut = geometry.value();
+  return GrantedMemory{std::move(descriptor.value()), cut, allocator_->Footprint(cut), huge_pages};
+}
+
+Outcome ShardHost::Register(uint64_t session_id, uint32_t grant_id, std::unique_ptr<GrantMemory>* memory) {
+  std::lock_guard lock(mutex_);
+  const auto session = sessions_.find(session_id);
+  if (session == sessions_.end())
+    return Error{Status::kNotAllowed, "the session is not attached to this shard"};
+  if (session->second.contains(grant_id)) return Error{Status::kBadGrant, "grant numbers are used once"};
+  Outcome added = Error{Status::kNotAllowed, "the session has ended"};
+  engine_->WithSession(session_id, [&](EngineSession* engine_session) {
+    if (engine_session != nullptr) {
+      added = engine_session->AddGrant(grant_id, (*memory)->geometry, &(*memory)->object);
+    }
+  });
+  if (added.ok()) session->second.emplace(grant_id, std::move(*memory));
+  return added;
+}
+
+Outcome ShardHost::RemoveGrant(uint64_t session_id, uint32_t grant_id) {
+  std::unique_ptr<GrantMemory> memory;
+  {
+    std::lock_guard lock(mutex_);
+    const auto session = sessions_.find(session_id);
+    if (session == sessions_.end() || !session->second.contains(grant_id)) {
+      return Error{Status::kBadGrant, "the session has no grant " + std::to_string(grant_id)};
+    }
+    Outcome removed = Nothing{};
+    engine_->WithSession(session_id, [&](EngineSession* engine_session) {
+      if (engine_session != nullptr) removed = engine_session->RemoveGrant(grant_id);
+    });
+    if (!removed.ok()) return removed;
+    memory = std::move(session->second.at(grant_id));
+    session->second.erase(grant_id);
+  }
+  allocator_->Free(std::move(*memory));
+  return Nothing{};
+}
+
+void ShardHost::CloseSession(uint64_t session_id) {
+  Grants grants;
+  {
+    std::lock_guard lock(mutex_);
+    engine_->Detach(session_id).reset();
+    const auto session = sessions_.find(session_id);
+    if (session == sessions_.end()) return;
+    grants = std::move(session->second);
+    sessions_.erase(session);
+  }
+  for (auto& [grant_id, memory] : grants) allocator_->Free(std::move(*memory));
+}
+
+}  // namespace kvss

@@ -1,0 +1,304 @@
+// Generated from proto/kvss.yaml by `npm run generate`. Do not edit.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+namespace kvss::proto {
+
+/// Version of every layout in this file. Both sides of a session must speak the same one.
+inline constexpr uint16_t kProtocolVersion = 1u;
+/// First four bytes of every frame: the ASCII letters KVSS.
+inline constexpr uint32_t kFrameMagic = 1397970507u;
+/// First four bytes of a submit segment: KVSQ.
+inline constexpr uint32_t kSubmitMagic = 1364416075u;
+/// First four bytes of a status segment: KVSC.
+inline constexpr uint32_t kStatusMagic = 1129535051u;
+/// First four bytes of a counters segment: KVSN.
+inline constexpr uint32_t kCountersMagic = 1314084427u;
+/// Alignment of slots and of every field that one side writes while the other reads.
+inline constexpr uint32_t kCacheLineBytes = 64u;
+/// Header and payload of one control frame. A longer frame ends the connection before anything is allocated for it.
+inline constexpr uint32_t kMaxFrameBytes = 65536u;
+/// File descriptors that one control frame may carry.
+inline constexpr uint32_t kMaxFrameDescriptors = 64u;
+/// Entries of a submission ring. Rings are powers of two.
+inline constexpr uint32_t kMinRingEntries = 8u;
+/// Entries of a submission ring.
+inline constexpr uint32_t kMaxRingEntries = 8192u;
+/// Shards of one daemon.
+inline constexpr uint32_t kMaxShards = 64u;
+/// Driver sessions of one daemon.
+inline constexpr uint32_t kMaxSessions = 256u;
+/// Grants of one session on one shard.
+inline constexpr uint32_t kMaxGrantsPerSession = 64u;
+/// Slots of one grant. The engine keeps 32 bytes of private state a slot.
+inline constexpr uint32_t kMaxSlotsPerGrant = 16777216u;
+/// Bytes of one piece.
+inline constexpr uint32_t kMaxPieceBytes = 1073741824u;
+/// Longest time that one operation may wait for its gate and its transfer: ten minutes.
+inline constexpr uint32_t kMaxOperationTimeoutUs = 600000000u;
+
+/// What a control frame says. Requests are odd, the answer to a request is the next even number.
+enum class FrameType : uint16_t {
+  kHello = 1,  ///< Driver to daemon, first frame of a connection: who speaks, and which protocol.
+  kWelcome = 2,  ///< Answer to hello: the epoch of the daemon and its shards.
+  kAttach = 3,  ///< Open the two queues of this session on one shard.
+  kAttached = 4,  ///< Answer to attach. Carries four descriptors: submit segment, status segment, submit wake, completion wake.
+  kGrant = 5,  ///< Ask one shard for memory for slots of one piece size.
+  kGranted = 6,  ///< Answer to grant. Carries one descriptor: the memory object of the grant.
+  kRelease = 7,  ///< Give one grant back.
+  kReleased = 8,  ///< Answer to release: the memory has been scrubbed and is free again.
+  kStats = 9,  ///< Ask for the counters segments and the state of the shards.
+  kStatsReply = 10,  ///< Answer to stats. Carries one descriptor a shard: its counters segment, read-only.
+  kError = 64,  ///< A request was refused (it echoes the requestId), or, with requestId 0, the session is over.
+  kDraining = 65,  ///< The daemon is shutting down. Finish what is in flight; send nothing new.
+};
+
+/// What a descriptor asks of the shard.
+enum class Opcode : uint16_t {
+  kEvict = 1,  ///< A piece goes to KVSS. Travels in the evict queue only.
+  kRefill = 2,  ///< A piece comes back. Travels in the refill/delete queue only.
+  kDelete = 3,  ///< Forget a piece. Travels in the refill/delete queue only.
+};
+
+/// How an operation or a request ended. 1 to 31 are outcomes of a healthy store, 32 and above are faults.
+enum class Status : uint16_t {
+  kOk = 0,  ///< Done.
+  kMissEmpty = 1,  ///< Miss: the slot holds no piece (never stored, deleted, or its evict failed).
+  kMissOverwritten = 2,  ///< Miss: the slot holds another generation than the one asked for.
+  kMissTenant = 3,  ///< Miss and alarm: the generation matches but the tenant tag does not.
+  kDeadline = 16,  ///< The time of the operation was up. A refill or delete had no effect; an evict leaves its slot empty.
+  kCancelled = 17,  ///< The session ended before the operation could start.
+  kBadOpcode = 32,  ///< Unknown opcode, an opcode in the wrong queue, or a reserved field that is not zero.
+  kBadGrant = 33,  ///< The session has no such grant on this shard.
+  kBadSlot = 34,  ///< The slot number is not below the number of slots of the grant.
+  kBadLength = 35,  ///< The length is not the piece size of the grant.
+  kBadGeneration = 36,  ///< The generation of an evict is not higher than that of the slot.
+  kTransferFailed = 37,  ///< The bytes did not arrive or could not be sent. The slot is empty afterwards if it was an evict.
+  kBadFrame = 64,  ///< A frame is malformed: magic, length, type or payload.
+  kBadVersion = 65,  ///< The other side speaks another protocol version.
+  kNotAllowed = 66,  ///< The peer may not do this: its user id is not on the list, or the frame is not valid in this state.
+  kUnknownShard = 67,  ///< The daemon has no such shard.
+  kNoMemory = 68,  ///< The shard cannot grant that much memory.
+  kLimitExceeded = 69,  ///< A limit of the protocol or of the configuration was reached.
+  kDraining = 70,  ///< The daemon is shutting down.
+  kRingCorrupt = 71,  ///< The client wrote impossible ring positions. The session was ended; no other session is affected.
+  kInternal = 72,  ///< The daemon failed to do this. Its log says why.
+};
+
+/// State of a slot, kept by the engine and never mapped by clients.
+enum class SlotState : uint8_t {
+  kEmpty = 0,  ///< Holds nothing that may be read.
+  kWriting = 1,  ///< An evict is running.
+  kStored = 2,  ///< Holds the piece of its generation.
+};
+
+/// Bits of Descriptor.flags. Unknown bits are refused with badOpcode.
+namespace descriptor_flag {
+inline constexpr uint16_t kScrub = 1;  ///< Delete only: overwrite the slot with zeros before the delete completes.
+inline constexpr uint16_t kAll = 1;
+}  // namespace descriptor_flag
+
+/// Precedes every control frame. On a Unix socket one packet is one frame. The layout never changes.
+struct alignas(8) FrameHeader {
+  uint32_t magic;  ///< frameMagic
+  uint16_t version;  ///< protocolVersion of the sender
+  uint16_t type;  ///< FrameType
+  uint32_t payload_bytes;  ///< length of the msgpack payload that follows, at most maxFrameBytes - 24
+  uint32_t flags;  ///< reserved and zero
+  uint64_t request_id;  ///< chosen by the asking side and echoed in the answer; 0 where nothing was asked
+};
+static_assert(sizeof(FrameHeader) == 24);
+static_assert(alignof(FrameHeader) == 8);
+static_assert(std::is_standard_layout_v<FrameHeader>);
+static_assert(std::is_trivially_copyable_v<FrameHeader>);
+static_assert(offsetof(FrameHeader, magic) == 0);
+static_assert(offsetof(FrameHeader, version) == 4);
+static_assert(offsetof(FrameHeader, type) == 6);
+static_assert(offsetof(FrameHeader, payload_bytes) == 8);
+static_assert(offsetof(FrameHeader, flags) == 12);
+static_assert(offsetof(FrameHeader, request_id) == 16);
+
+/// One operation in a submission ring. The engine reads it once, into private memory.
+struct alignas(64) Descriptor {
+  uint16_t opcode;  ///< Opcode
+  uint16_t flags;  ///< DescriptorFlag
+  uint32_t grant_id;  ///< which grant of this session on this shard
+  uint32_t slot;  ///< slot within the grant
+  uint32_t piece_bytes;  ///< must equal the piece size of the grant
+  uint64_t generation;  ///< evict: the new generation, higher than the last one of the slot. refill, delete: the generation meant
+  uint64_t tenant_tag;  ///< evict: stamped on the slot. refill: must match the stamp. Not zero
+  uint64_t after;  ///< evict: afterCommand. refill, delete: afterEvict. How many operations of the other queue must have finished first
+  uint64_t user_data;  ///< echoed in the completion
+  uint32_t timeout_us;  ///< microseconds that the operation may wait, counted from when the engine reads it; 0 means maxOperationTimeoutUs
+  uint32_t reserved0;  ///< zero
+  uint64_t reserved1;  ///< zero
+};
+static_assert(sizeof(Descriptor) == 64);
+static_assert(alignof(Descriptor) == 64);
+static_assert(std::is_standard_layout_v<Descriptor>);
+static_assert(std::is_trivially_copyable_v<Descriptor>);
+static_assert(offsetof(Descriptor, opcode) == 0);
+static_assert(offsetof(Descriptor, flags) == 2);
+static_assert(offsetof(Descriptor, grant_id) == 4);
+static_assert(offsetof(Descriptor, slot) == 8);
+static_assert(offsetof(Descriptor, piece_bytes) == 12);
+static_assert(offsetof(Descriptor, generation) == 16);
+static_assert(offsetof(Descriptor, tenant_tag) == 24);
+static_assert(offsetof(Descriptor, after) == 32);
+static_assert(offsetof(Descriptor, user_data) == 40);
+static_assert(offsetof(Descriptor, timeout_us) == 48);
+static_assert(offsetof(Descriptor, reserved0) == 52);
+static_assert(offsetof(Descriptor, reserved1) == 56);
+
+/// How one operation ended. Completions of one queue may come out of order; the counters never do.
+struct alignas(32) Completion {
+  uint16_t opcode;  ///< Opcode of the operation
+  uint16_t status;  ///< Status
+  uint32_t slot;  ///< slot of the operation
+  uint64_t user_data;  ///< userData of the descriptor
+  uint64_t sequence;  ///< position of the operation in its queue, from 1
+  uint64_t generation;  ///< generation of the slot after the operation, 0 where there is no such slot
+};
+static_assert(sizeof(Completion) == 32);
+static_assert(alignof(Completion) == 32);
+static_assert(std::is_standard_layout_v<Completion>);
+static_assert(std::is_trivially_copyable_v<Completion>);
+static_assert(offsetof(Completion, opcode) == 0);
+static_assert(offsetof(Completion, status) == 2);
+static_assert(offsetof(Completion, slot) == 4);
+static_assert(offsetof(Completion, user_data) == 8);
+static_assert(offsetof(Completion, sequence) == 16);
+static_assert(offsetof(Completion, generation) == 24);
+
+/// Header of the segment that the client alone writes. The rings follow at the given offsets.
+struct alignas(64) SubmitSegment {
+  uint32_t magic;  ///< submitMagic
+  uint32_t version;  ///< protocolVersion
+  uint64_t segment_bytes;  ///< size of the whole segment
+  uint32_t ring_entries;  ///< entries of each submission ring, a power of two
+  uint32_t evict_ring_offset;  ///< byte offset of the evict ring
+  uint32_t command_ring_offset;  ///< byte offset of the refill/delete ring
+  uint8_t padding_before_evict_tail[36];
+  std::atomic<uint64_t> evict_tail;  ///< descriptors ever published in the evict ring
+  uint8_t padding_before_command_tail[56];
+  std::atomic<uint64_t> command_tail;  ///< descriptors ever published in the refill/delete ring
+  uint8_t padding_before_completion_head[56];
+  std::atomic<uint64_t> completion_head;  ///< completions ever consumed
+  uint8_t padding_before_client_sleeping[56];
+  std::atomic<uint32_t> client_sleeping;  ///< 1 while the client waits for the completion wake
+  uint8_t padding_at_end[252];
+};
+static_assert(sizeof(SubmitSegment) == 512);
+static_assert(alignof(SubmitSegment) == 64);
+static_assert(std::is_standard_layout_v<SubmitSegment>);
+static_assert(offsetof(SubmitSegment, magic) == 0);
+static_assert(offsetof(SubmitSegment, version) == 4);
+static_assert(offsetof(SubmitSegment, segment_bytes) == 8);
+static_assert(offsetof(SubmitSegment, ring_entries) == 16);
+static_assert(offsetof(SubmitSegment, evict_ring_offset) == 20);
+static_assert(offsetof(SubmitSegment, command_ring_offset) == 24);
+static_assert(offsetof(SubmitSegment, evict_tail) == 64);
+static_assert(offsetof(SubmitSegment, command_tail) == 128);
+static_assert(offsetof(SubmitSegment, completion_head) == 192);
+static_assert(offsetof(SubmitSegment, client_sleeping) == 256);
+
+/// Header of the segment that the engine alone writes; the client can map it only for reading.
+struct alignas(64) StatusSegment {
+  uint32_t magic;  ///< statusMagic
+  uint32_t version;  ///< protocolVersion
+  uint64_t segment_bytes;  ///< size of the whole segment
+  uint32_t completion_entries;  ///< entries of the completion ring, a power of two
+  uint32_t completion_ring_offset;  ///< byte offset of the completion ring
+  std::atomic<uint32_t> ready;  ///< published last: 1 once everything before it is valid
+  uint8_t padding_before_evict_head[36];
+  std::atomic<uint64_t> evict_head;  ///< descriptors ever taken from the evict ring
+  uint8_t padding_before_command_head[56];
+  std::atomic<uint64_t> command_head;  ///< descriptors ever taken from the refill/delete ring
+  uint8_t padding_before_completion_tail[56];
+  std::atomic<uint64_t> completion_tail;  ///< completions ever published
+  uint8_t padding_before_evict_count[56];
+  std::atomic<uint64_t> evict_count;  ///< evicts that have finished, in order, failed ones included
+  std::atomic<uint64_t> command_count;  ///< refills and deletes that have finished, in order
+  uint8_t padding_before_engine_sleeping[48];
+  std::atomic<uint32_t> engine_sleeping;  ///< 1 while the engine waits for the submit wake
+  uint8_t padding_at_end[188];
+};
+static_assert(sizeof(StatusSegment) == 512);
+static_assert(alignof(StatusSegment) == 64);
+static_assert(std::is_standard_layout_v<StatusSegment>);
+static_assert(offsetof(StatusSegment, magic) == 0);
+static_assert(offsetof(StatusSegment, version) == 4);
+static_assert(offsetof(StatusSegment, segment_bytes) == 8);
+static_assert(offsetof(StatusSegment, completion_entries) == 16);
+static_assert(offsetof(StatusSegment, completion_ring_offset) == 20);
+static_assert(offsetof(StatusSegment, ready) == 24);
+static_assert(offsetof(StatusSegment, evict_head) == 64);
+static_assert(offsetof(StatusSegment, command_head) == 128);
+static_assert(offsetof(StatusSegment, completion_tail) == 192);
+static_assert(offsetof(StatusSegment, evict_count) == 256);
+static_assert(offsetof(StatusSegment, command_count) == 264);
+static_assert(offsetof(StatusSegment, engine_sleeping) == 320);
+
+/// Live figures of one shard, written by its engine alone. Readable even when the daemon's event loop hangs.
+struct alignas(64) CountersSegment {
+  uint32_t magic;  ///< countersMagic
+  uint32_t version;  ///< protocolVersion
+  uint32_t shard;  ///< index of the shard
+  uint8_t padding_before_heartbeat[52];
+  std::atomic<uint64_t> heartbeat;  ///< rises with every turn of the engine's loop
+  std::atomic<uint64_t> sessions;  ///< sessions attached now
+  std::atomic<uint64_t> evicts;  ///< evicts stored
+  std::atomic<uint64_t> evict_faults;  ///< evicts that finished with another status than ok
+  std::atomic<uint64_t> evict_bytes;  ///< bytes of stored pieces
+  std::atomic<uint64_t> refills;  ///< refills served
+  std::atomic<uint64_t> refill_misses;  ///< refills that found the slot empty or overwritten
+  std::atomic<uint64_t> refill_faults;  ///< refills that ended with a fault
+  std::atomic<uint64_t> refill_bytes;  ///< bytes of served pieces
+  std::atomic<uint64_t> deletes;  ///< pieces forgotten on request
+  std::atomic<uint64_t> delete_misses;  ///< deletes that found nothing to forget
+  std::atomic<uint64_t> tenant_alarms;  ///< refills that named another tenant than the slot's
+  std::atomic<uint64_t> deadlines;  ///< operations that ran out of time
+  std::atomic<uint64_t> gated_evicts;  ///< evicts that had to wait for a command or a reader
+  std::atomic<uint64_t> gated_commands;  ///< commands that had to wait for an evict
+  std::atomic<uint64_t> scrubbed_bytes;  ///< bytes zeroed by deletes
+  std::atomic<uint64_t> ring_faults;  ///< sessions ended because their ring positions were impossible
+  std::atomic<uint64_t> sleeps;  ///< times the engine went to sleep
+  std::atomic<uint64_t> stored_slots;  ///< slots that hold a piece now
+  uint8_t padding_before_evict_latency[40];
+  std::atomic<uint64_t> evict_latency[24];  ///< evicts by time from read to finished; bucket i counts less than 2^(i+7) ns, the last one everything longer
+  std::atomic<uint64_t> refill_latency[24];  ///< likewise for refills
+  uint8_t padding_at_end[384];
+};
+static_assert(sizeof(CountersSegment) == 1024);
+static_assert(alignof(CountersSegment) == 64);
+static_assert(std::is_standard_layout_v<CountersSegment>);
+static_assert(offsetof(CountersSegment, magic) == 0);
+static_assert(offsetof(CountersSegment, version) == 4);
+static_assert(offsetof(CountersSegment, shard) == 8);
+static_assert(offsetof(CountersSegment, heartbeat) == 64);
+static_assert(offsetof(CountersSegment, sessions) == 72);
+static_assert(offsetof(CountersSegment, evicts) == 80);
+static_assert(offsetof(CountersSegment, evict_faults) == 88);
+static_assert(offsetof(CountersSegment, evict_bytes) == 96);
+static_assert(offsetof(CountersSegment, refills) == 104);
+static_assert(offsetof(CountersSegment, refill_misses) == 112);
+static_assert(offsetof(CountersSegment, refill_faults) == 120);
+static_assert(offsetof(CountersSegment, refill_bytes) == 128);
+static_assert(offsetof(CountersSegment, deletes) == 136);
+static_assert(offsetof(CountersSegment, delete_misses) == 144);
+static_assert(offsetof(CountersSegment, tenant_alarms) == 152);
+static_assert(offsetof(CountersSegment, deadlines) == 160);
+static_assert(offsetof(CountersSegment, gated_evicts) == 168);
+static_assert(offsetof(CountersSegment, gated_commands) == 176);
+static_assert(offsetof(CountersSegment, scrubbed_bytes) == 184);
+static_assert(offsetof(CountersSegment, ring_faults) == 192);
+static_assert(offsetof(CountersSegment, sleeps) == 200);
+static_assert(offsetof(CountersSegment, stored_slots) == 208);
+static_assert(offsetof(CountersSegment, evict_latency) == 256);
+static_assert(offsetof(CountersSegment, refill_latency) == 448);
+
+}  // namespace kvss::proto

@@ -1,0 +1,129 @@
+import { createRequire } from 'node:module';
+import { KvssError, localError, messageOf } from '../common/errors.js';
+import { PROTOCOL_VERSION } from '../proto/generated.js';
+
+/** File descriptors on their way through JavaScript. Whoever takes them empties the bundle; see the addon. */
+export interface DescriptorBundle {
+  /** Descriptors that are still in it. */
+  readonly count: number;
+  /** Closes what is left. */
+  close(): void;
+}
+
+export interface ShardSettings {
+  index: number;
+  budgetBytes: number;
+  hugePages: boolean;
+  hioMode: HioMode;
+  /** How long an adaptive engine looks for work before it sleeps, in microseconds. */
+  spinUs: number;
+}
+
+export type HioMode = 'latency' | 'buffered' | 'adaptive';
+
+export interface NativeGrant {
+  /** One descriptor: the memory object. */
+  descriptors: DescriptorBundle;
+  slotBytes: number;
+  /** Bytes that the grant takes from the budget. */
+  bytes: number;
+  hugePages: boolean;
+}
+
+/** One shard of a daemon: memory and engine thread. Methods reject with the protocol status of what went wrong. */
+export interface NativeShard {
+  /** Four descriptors: submit segment, status segment, submit wake, completion wake. */
+  openSession(sessionId: number, ringEntries: number): Promise<DescriptorBundle>;
+  addGrant(sessionId: number, grantId: number, slots: number, pieceBytes: number): Promise<NativeGrant>;
+  removeGrant(sessionId: number, grantId: number): Promise<void>;
+  /** Resolves when the memory of the session has been scrubbed and is free. */
+  closeSession(sessionId: number): Promise<void>;
+  /** Resolves with true once everything submitted so far has finished, with false after `timeoutMs`. */
+  drain(timeoutMs: number): Promise<boolean>;
+  countersDescriptor(): DescriptorBundle;
+  memory(): { budgetBytes: number; freeBytes: number; hugePages: boolean };
+  close(): Promise<void>;
+}
+
+/** The driver's end of one shard. `descriptors` and `completions` are shared with native code. */
+export interface NativeLane {
+  /** Room for as many descriptors as a ring has entries; a submit call publishes the first ones. */
+  readonly descriptors: ArrayBuffer;
+  /** Filled by poll(). */
+  readonly completions: ArrayBuffer;
+  /** Publishes the first `count` descriptors, as many as fit, and answers how many did. */
+  submitEvicts(count: number): number;
+  submitCommands(count: number): number;
+  /** Fills `completions` and answers how many came. */
+  poll(): number;
+  /** Asks for a wake-up at the next completion. Answers false where completions wait already. */
+  arm(): boolean;
+  evictCount(): number;
+  commandCount(): number;
+  close(): void;
+}
+
+/** One end of a control connection. */
+export interface NativeChannel {
+  /** Process id of the other end when it connected. */
+  readonly peerPid: number;
+  readonly peerUid: number;
+  /** Begins to deliver packets. `onEnd` comes once, when the peer has gone; not after close(). */
+  start(onPacket: (bytes: Uint8Array, descriptors: DescriptorBundle | null) => void, onEnd: () => void): void;
+  /** Sends one packet and takes the descriptors. Throws where the peer has gone or does not read. */
+  send(bytes: Uint8Array, descriptors?: DescriptorBundle | null): void;
+  close(): void;
+  ref(): void;
+  unref(): void;
+}
+
+export interface NativeListener {
+  close(): void;
+}
+
+/** Everything that the addon exports. Nothing else in the package touches it. */
+export interface NativeBinding {
+  readonly protocolVersion: number;
+  readonly Shard: {
+    /** Takes the whole budget from the system. `onCorruptRing` names a session whose ring positions are impossible. */
+    create(settings: ShardSettings, onCorruptRing: (sessionId: number) => void): Promise<NativeShard>;
+  };
+  readonly Lane: new (descriptors: DescriptorBundle, ringEntries: number, onWake: () => void) => NativeLane;
+  readonly ControlListener: new (path: string, onConnection: (channel: NativeChannel) => void) => NativeListener;
+  readonly ControlChannel: { connect(path: string): NativeChannel };
+  /** Maps a grant: buffers of equal whole numbers of slots, the last one what is left. */
+  mapGrant(descriptors: DescriptorBundle, slots: number, slotBytes: number): ArrayBuffer[];
+  /** Maps counters segments, one buffer each. Read only: writing to one ends the process. */
+  mapCounters(descriptors: DescriptorBundle): ArrayBuffer[];
+  /** One bundle with the descriptors of all of them, in order. */
+  joinBundles(...bundles: DescriptorBundle[]): DescriptorBundle;
+}
+
+function load(): NativeBinding {
+  let binding: NativeBinding;
+  try {
+    binding = createRequire(import.meta.url)('../../build/native/kvss.node') as NativeBinding;
+  } catch (cause) {
+    throw localError(
+      'KVSS_NATIVE_MISSING',
+      `the native addon could not be loaded; run 'npm run build:native'. ${messageOf(cause)}`,
+      cause,
+    );
+  }
+  if (binding.protocolVersion !== PROTOCOL_VERSION) {
+    throw localError(
+      'KVSS_NATIVE_MISSING',
+      `the native addon speaks protocol ${binding.protocolVersion}, this package ${PROTOCOL_VERSION}; run 'npm run build:native'`,
+    );
+  }
+  return binding;
+}
+
+export const native: NativeBinding = load();
+
+/** The KvssError of something that the addon threw. */
+export function nativeError(thrown: unknown): KvssError {
+  if (thrown instanceof KvssError) return thrown;
+  const status = (thrown as { status?: unknown } | null)?.status;
+  return KvssError.ofStatus(typeof status === 'number' ? status : -1, messageOf(thrown));
+}

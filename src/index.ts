@@ -1,0 +1,12 @@
+export { type Clock, systemClock } from './common/clock.js';
+export { KvssError, type KvssErrorCode } from './common/errors.js';
+export { type DaemonConfig, type DaemonConfigInput, defaultSocketPath } from './kvss/config.js';
+export { KvssDaemon } from './kvss/daemon.js';
+export type { Connector, DaemonConnection, ShardLink } from './links/link.js';
+export type { DriverStats } from './swdriver/driver_core.js';
+export { type EvictionPolicy, type LeafFacts, lru } from './swdriver/eviction_policy.js';
+export type { Hit, RefillResult } from './swdriver/hit.js';
+export type { Model, ModelIdentity } from './swdriver/model.js';
+export type { ColumnRef, PieceSink, PieceSource } from './swdriver/runtime.js';
+export type { EvictResult, Sequence } from './swdriver/sequence.js';
+export { SwDriver, type SwDriverOptions } from './swdriver/sw_driver.js';

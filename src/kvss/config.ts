@@ -1,0 +1,139 @@
+import { readFileSync } from 'node:fs';
+import { tmpdir, userInfo } from 'node:os';
+import { dirname, join } from 'node:path';
+import { parseDocument } from 'yaml';
+import { z } from 'zod';
+import { localError, messageOf } from '../common/errors.js';
+import { parseBytes } from '../common/units.js';
+import { MAX_RING_ENTRIES, MAX_SESSIONS, MAX_SHARDS, MIN_RING_ENTRIES } from '../proto/generated.js';
+
+const size = z.union([z.string(), z.number()]).transform((text, context) => {
+  try {
+    return parseBytes(text);
+  } catch (thrown) {
+    context.addIssue({ code: 'custom', message: messageOf(thrown) });
+    return z.NEVER;
+  }
+});
+
+const powerOfTwo = z
+  .number()
+  .int()
+  .min(MIN_RING_ENTRIES)
+  .max(MAX_RING_ENTRIES)
+  .refine((entries) => (entries & (entries - 1)) === 0, 'must be a power of two');
+
+const LOOPBACK = /^(127(\.\d{1,3}){3}|::1|localhost)$/;
+
+const shardSchema = z.strictObject({
+  /** Memory that the shard takes at start and cuts into grants. */
+  budget: size,
+  /** I/O domain of the box that it serves. */
+  domain: z.number().int().min(0).max(65535).optional(),
+});
+
+const configSchema = z.strictObject({
+  /** Path of the Unix socket that drivers connect to. */
+  socket: z.string().min(1).default(defaultSocketPath),
+  shards: z
+    .array(shardSchema)
+    .min(1)
+    .max(MAX_SHARDS)
+    .default(() => Array.from({ length: 4 }, (_, domain) => ({ budget: 256 * 2 ** 20, domain }))),
+  /** Where /metrics, /healthz and /readyz are served; false for nowhere. Loopback only. */
+  http: z
+    .union([
+      z.literal(false),
+      z.strictObject({
+        host: z
+          .string()
+          .regex(LOOPBACK, 'must be a loopback address: the endpoint has no authentication')
+          .default('127.0.0.1'),
+        port: z.number().int().min(0).max(65535).default(9410),
+      }),
+    ])
+    .default({ host: '127.0.0.1', port: 9410 }),
+  /** Back the memory with huge pages where the system has some. */
+  hugePages: z.boolean().default(true),
+  hio: z
+    .strictObject({
+      mode: z.enum(['latency', 'buffered', 'adaptive']).default('adaptive'),
+      /** How long an adaptive engine looks for work before it sleeps, in microseconds. */
+      spinUs: z.number().int().min(0).max(1_000_000).default(20),
+    })
+    .default({ mode: 'adaptive', spinUs: 20 }),
+  /** Largest submission ring that a driver gets, in descriptors. */
+  ringEntries: powerOfTwo.default(1024),
+  maxSessions: z.number().int().min(1).max(MAX_SESSIONS).default(64),
+  /** User ids that may connect besides the daemon's own. */
+  allowUids: z.array(z.number().int().min(0)).default([]),
+  /** How long a shutdown waits for submitted operations to finish, in milliseconds. */
+  drainTimeoutMs: z.number().int().min(0).max(600_000).default(5_000),
+  logLevel: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('info'),
+});
+
+export type DaemonConfig = z.output<typeof configSchema>;
+/** What a caller may leave out has a default. */
+export type DaemonConfigInput = z.input<typeof configSchema>;
+
+/** A path that only this user can reach: in the runtime directory where there is one. */
+export function defaultSocketPath(): string {
+  return process.env.XDG_RUNTIME_DIR === undefined
+    ? join(tmpdir(), `kvss-${userInfo().uid}`, 'kvss.sock')
+    : join(process.env.XDG_RUNTIME_DIR, 'kvss.sock');
+}
+
+/** Checks a configuration and fills in defaults. Throws KVSS_BAD_CONFIG with a message that names the key. */
+export function parseConfig(input: unknown, source = 'configuration'): DaemonConfig {
+  const parsed = configSchema.safeParse(input ?? {});
+  if (!parsed.success) throw localError('KVSS_BAD_CONFIG', `${source}: ${describe(parsed.error)}`);
+  return parsed.data;
+}
+
+/** Reads a YAML file as far as its syntax; pass the result through parseConfig. */
+export function readConfigFile(path: string): Record<string, unknown> {
+  let text: string;
+  try {
+    text = readFileSync(path, 'utf8');
+  } catch (cause) {
+    throw localError('KVSS_BAD_CONFIG', `cannot read ${path}: ${messageOf(cause)}`, cause);
+  }
+  const document = parseDocument(text);
+  if (document.errors[0]) throw localError('KVSS_BAD_CONFIG', `${path}: ${document.errors[0].message}`);
+  const value: unknown = document.toJS() ?? {};
+  if (typeof value !== 'object' || Array.isArray(value)) {
+    throw localError('KVSS_BAD_CONFIG', `${path}: expected keys and values`);
+  }
+  return value as Record<string, unknown>;
+}
+
+/** Directory that has to exist for the socket; only this user may enter it. */
+export function socketDirectory(config: DaemonConfig): string {
+  return dirname(config.socket);
+}
+
+function describe(error: z.ZodError): string {
+  const issue = mostSpecific(error.issues);
+  if (!issue) return 'invalid';
+  const path = issue.path.map(String);
+  if (issue.code === 'unrecognized_keys') {
+    const keys = issue.keys.map((key) => `'${[...path, key].join('.')}'`).join(', ');
+    return `unknown key ${keys}`;
+  }
+  return `'${path.join('.') || '(top level)'}': ${issue.message}`;
+}
+
+/** Of a union the alternative that got furthest tells most. */
+function mostSpecific(issues: readonly z.core.$ZodIssue[]): z.core.$ZodIssue | undefined {
+  const [issue] = issues;
+  if (issue?.code !== 'invalid_union') return issue;
+  const nested = issue.errors
+    .map((alternative) => mostSpecific(alternative))
+    .filter((candidate) => candidate !== undefined)
+    .sort(
+      (a, b) =>
+        b.path.length - a.path.length || Number(b.code !== 'invalid_value') - Number(a.code !== 'invalid_value'),
+    );
+  const [best] = nested;
+  return best ? { ...best, path: [...issue.path, ...best.path] } : issue;
+}

@@ -1,0 +1,170 @@
+import { randomBytes } from 'node:crypto';
+import { mkdirSync } from 'node:fs';
+import { type Logger, pino } from 'pino';
+import { type NativeChannel, type NativeListener, native, nativeError } from '../binding/native.js';
+import { KvssError, messageOf } from '../common/errors.js';
+import { VERSION } from '../common/version.js';
+import { Status } from '../proto/generated.js';
+import { type DaemonConfig, type DaemonConfigInput, parseConfig, socketDirectory } from './config.js';
+import { type AdminServer, startAdminServer } from './http.js';
+import { checkMemoryAvailable } from './memory_check.js';
+import { createMetrics } from './metrics.js';
+import { Session, type SessionHost } from './session.js';
+import { Shard } from './shard.js';
+
+/** A box daemon: shards, the sessions of drivers, and an admin endpoint. */
+export class KvssDaemon implements SessionHost, AsyncDisposable {
+  readonly version = VERSION;
+  readonly epoch = randomBytes(16).toString('hex');
+  readonly #startedMs = performance.now();
+  readonly #sessions = new Map<number, Session>();
+  #shards: readonly Shard[] = [];
+  #listener: NativeListener | undefined;
+  #admin: AdminServer | undefined;
+  #nextSession = 1;
+  #stopping: Promise<void> | undefined;
+
+  private constructor(
+    readonly config: DaemonConfig,
+    private readonly logger: Logger,
+  ) {}
+
+  /**
+   * Takes the memory, starts the engines and listens. Throws a KvssError that names the cause, and leaves nothing
+   * behind, where any of it fails.
+   */
+  static async start(input: DaemonConfigInput = {}): Promise<KvssDaemon> {
+    const config = parseConfig(input);
+    const logger = pino({ name: 'kvss', level: config.logLevel, base: { pid: process.pid } }, pino.destination(2));
+    const daemon = new KvssDaemon(config, logger);
+    try {
+      await daemon.#start();
+      return daemon;
+    } catch (thrown) {
+      await daemon.stop();
+      throw nativeError(thrown);
+    }
+  }
+
+  async #start(): Promise<void> {
+    const { config } = this;
+    // Listening comes first: it is cheap, and a second daemon must not take memory before it is refused.
+    mkdirSync(socketDirectory(config), { recursive: true, mode: 0o700 });
+    const early: NativeChannel[] = [];
+    let ready = false;
+    this.#listener = new native.ControlListener(config.socket, (channel) => {
+      if (ready) this.#welcome(channel);
+      else early.push(channel);
+    });
+    checkMemoryAvailable(config.shards.reduce((sum, shard) => sum + shard.budget, 0));
+    const started = await Promise.allSettled(
+      config.shards.map((shard, index) =>
+        Shard.start(
+          {
+            index,
+            domain: shard.domain ?? index % 4,
+            budgetBytes: shard.budget,
+            hugePages: config.hugePages,
+            hioMode: config.hio.mode,
+            spinUs: config.hio.spinUs,
+          },
+          (sessionId) => this.#endCorrupt(sessionId),
+        ),
+      ),
+    );
+    // Also where one failed: stop() closes those that did start.
+    this.#shards = started.flatMap((outcome) => (outcome.status === 'fulfilled' ? [outcome.value] : []));
+    const failed = started.find((outcome) => outcome.status === 'rejected');
+    if (failed) throw failed.reason;
+    if (config.http) this.#admin = await startAdminServer(config.http, createMetrics(this), () => !this.draining);
+    ready = true;
+    for (const channel of early) this.#welcome(channel);
+    this.log(
+      'info',
+      { socket: config.socket, http: this.#admin?.url ?? null, shards: this.#shards.map((shard) => shard.state()) },
+      'listening',
+    );
+  }
+
+  get shards(): readonly Shard[] {
+    return this.#shards;
+  }
+
+  get ringEntries(): number {
+    return this.config.ringEntries;
+  }
+
+  get draining(): boolean {
+    return this.#stopping !== undefined;
+  }
+
+  get sessionCount(): number {
+    return this.#sessions.size;
+  }
+
+  get uptimeSeconds(): number {
+    return (performance.now() - this.#startedMs) / 1000;
+  }
+
+  /** Where /metrics, /healthz and /readyz are; undefined where they are switched off. */
+  get adminUrl(): string | undefined {
+    return this.#admin?.url;
+  }
+
+  /**
+   * Shuts down in order: no new sessions, submitted operations finish (at most drainTimeoutMs), sessions end, memory
+   * goes back.
+   */
+  stop(): Promise<void> {
+    this.#stopping ??= this.#stop();
+    return this.#stopping;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.stop();
+  }
+
+  async #stop(): Promise<void> {
+    this.#listener?.close();
+    for (const session of this.#sessions.values()) session.announceDraining();
+    const drained = await Promise.all(this.#shards.map((shard) => shard.native.drain(this.config.drainTimeoutMs)));
+    if (drained.includes(false)) this.log('warn', {}, 'drain timed out: unfinished operations become misses');
+    await Promise.all([...this.#sessions.values()].map((session) => session.end('the daemon is shutting down')));
+    await this.#admin?.close();
+    await Promise.all(this.#shards.map((shard) => shard.native.close()));
+    this.log('info', {}, 'stopped');
+  }
+
+  #welcome(channel: NativeChannel): void {
+    const { config } = this;
+    const session = new Session(this.#nextSession++, channel, this);
+    this.#sessions.set(session.id, session);
+    const uids = [process.getuid?.() ?? 0, 0, ...config.allowUids];
+    if (!uids.includes(channel.peerUid)) {
+      session.refuse(KvssError.ofStatus(Status.notAllowed, `user ${channel.peerUid} may not use this daemon`));
+    } else if (this.#sessions.size > config.maxSessions) {
+      session.refuse(
+        KvssError.ofStatus(Status.limitExceeded, `the daemon serves ${config.maxSessions} sessions at once`),
+      );
+    }
+  }
+
+  #endCorrupt(sessionId: number): void {
+    this.#sessions
+      .get(sessionId)
+      ?.refuse(KvssError.ofStatus(Status.ringCorrupt, 'the client wrote impossible positions into its rings'));
+  }
+
+  sessionEnded(session: Session): void {
+    this.#sessions.delete(session.id);
+  }
+
+  log(level: 'debug' | 'info' | 'warn', fields: object, message: string): void {
+    try {
+      this.logger[level](fields, message);
+    } catch (thrown) {
+      // A full disk or a closed pipe must not stop a store that loses nothing by it.
+      void messageOf(thrown);
+    }
+  }
+}

@@ -1,0 +1,63 @@
+import type { ShardState } from '../proto/frames.js';
+import type { Opcode, Status } from '../proto/generated.js';
+
+/** Operations of one kind that travel together, one item a column. The same batch goes to every shard of a stripe. */
+export interface OperationBatch {
+  readonly id: number;
+  readonly opcode: Opcode;
+  /** DescriptorFlag bits. */
+  readonly flags: number;
+  readonly length: number;
+  readonly slots: Uint32Array;
+  readonly generations: Float64Array;
+  readonly tenantTag: bigint;
+  /** How many operations of the other queue have to finish first; below 2^53. */
+  readonly after: number;
+  /** How long the shard may keep an operation waiting, in microseconds. */
+  readonly timeoutUs: number;
+}
+
+/** Hears of one finished item of a batch. */
+export type CompletionHandler = (batchId: number, item: number, status: Status) => void;
+
+/**
+ * One driver session on one shard, whatever lies between the two. Single-threaded; nothing here blocks. A link never
+ * throws because the shard is gone: it ends, and its connection says so.
+ */
+export interface ShardLink {
+  /** Slots of the grant. */
+  readonly slots: number;
+  readonly pieceBytes: number;
+
+  /** The slot's memory, `pieceBytes` long: the runtime writes evicted pieces there and reads refilled ones. */
+  piece(slot: number): Uint8Array;
+
+  /** Hands over items of a batch, beginning with item `from`, and answers how many the queue had room for. */
+  submit(batch: OperationBatch, from: number): number;
+
+  /** Reports finished items. Answers how many there were. */
+  poll(handler: CompletionHandler): number;
+
+  /** Asks for `onReady` at the next completion. Answers false, and asks for nothing, where one waits already. */
+  arm(): boolean;
+  onReady: () => void;
+}
+
+/** A session with one daemon. */
+export interface DaemonConnection {
+  readonly shards: readonly ShardState[];
+  /** Bytes that one slot takes in a grant of this piece size. */
+  slotBytes(pieceBytes: number): number;
+  /** Attaches a shard and gets memory there. Rejects with a KvssError that says why not. */
+  openLink(request: { shard: number; slots: number; pieceBytes: number; ringEntries: number }): Promise<ShardLink>;
+  /** The daemon is about to go: what is in flight still finishes, nothing new is taken. */
+  onDraining: () => void;
+  /** Comes once, when the daemon has gone. Not after close(). */
+  onEnd: (reason: string) => void;
+  /** Whether the daemon has gone. */
+  readonly ended: boolean;
+  close(): void;
+}
+
+/** Reaches a daemon. Rejects with KVSS_UNREACHABLE, or with what the daemon answered, within `deadlineMs`. */
+export type Connector = (address: string, deadlineMs: number) => Promise<DaemonConnection>;

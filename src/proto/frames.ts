@@ -1,0 +1,138 @@
+import { Packr } from 'msgpackr';
+import { z } from 'zod';
+import { KvssError } from '../common/errors.js';
+import {
+  decodeFrameHeader,
+  encodeFrameHeader,
+  FRAME_MAGIC,
+  FrameHeaderLayout,
+  FrameType,
+  frameTypeName,
+  MAX_FRAME_BYTES,
+  MAX_PIECE_BYTES,
+  MAX_RING_ENTRIES,
+  MAX_SHARDS,
+  MAX_SLOTS_PER_GRANT,
+  MIN_RING_ENTRIES,
+  PROTOCOL_VERSION,
+  Status,
+} from './generated.js';
+
+/** One control frame: a fixed header and a msgpack map. */
+export interface Frame {
+  type: FrameType;
+  /** 0 where nothing is asked or answered. */
+  requestId: number;
+  payload: unknown;
+}
+
+// Plain msgpack only: no record extension, no class instances, so that any client can speak it and no payload can
+// name code.
+const codec = new Packr({ useRecords: false, mapsAsObjects: true, int64AsType: 'number', moreTypes: false });
+
+export function encodeFrame(frame: Frame): Uint8Array {
+  const payload = codec.pack(frame.payload);
+  const bytes = new Uint8Array(FrameHeaderLayout.bytes + payload.length);
+  if (bytes.length > MAX_FRAME_BYTES) {
+    throw KvssError.ofStatus(Status.limitExceeded, `a control frame of ${bytes.length} bytes is too long`);
+  }
+  encodeFrameHeader(new DataView(bytes.buffer), 0, {
+    magic: FRAME_MAGIC,
+    version: PROTOCOL_VERSION,
+    type: frame.type,
+    payloadBytes: payload.length,
+    flags: 0,
+    requestId: BigInt(frame.requestId),
+  });
+  bytes.set(payload, FrameHeaderLayout.bytes);
+  return bytes;
+}
+
+/** Throws a KvssError with badFrame or badVersion; what was wrong is in the message. */
+export function decodeFrame(bytes: Uint8Array): Frame {
+  const bad = (what: string) => KvssError.ofStatus(Status.badFrame, `bad control frame: ${what}`);
+  if (bytes.length < FrameHeaderLayout.bytes) throw bad(`${bytes.length} bytes are shorter than its header`);
+  const header = decodeFrameHeader(new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength), 0);
+  if (header.magic !== FRAME_MAGIC) throw bad('it does not start with KVSS');
+  if (header.version !== PROTOCOL_VERSION) {
+    throw KvssError.ofStatus(
+      Status.badVersion,
+      `the other side speaks protocol version ${header.version}, this side version ${PROTOCOL_VERSION}`,
+    );
+  }
+  if (frameTypeName(header.type) === undefined) throw bad(`unknown type ${header.type}`);
+  if (header.flags !== 0) throw bad('reserved flags are set');
+  if (header.payloadBytes !== bytes.length - FrameHeaderLayout.bytes) {
+    throw bad(`it announces ${header.payloadBytes} bytes of payload and has ${bytes.length - FrameHeaderLayout.bytes}`);
+  }
+  if (header.requestId > BigInt(Number.MAX_SAFE_INTEGER)) throw bad('the requestId is too large');
+  let payload: unknown;
+  try {
+    payload = codec.unpack(bytes.subarray(FrameHeaderLayout.bytes));
+  } catch {
+    throw bad('the payload is not msgpack');
+  }
+  return { type: header.type as FrameType, requestId: Number(header.requestId), payload };
+}
+
+const count = (max: number) => z.number().int().min(0).max(max);
+const positive = (max: number) => z.number().int().min(1).max(max);
+const bytes = z.number().int().min(0).max(Number.MAX_SAFE_INTEGER);
+const shard = count(MAX_SHARDS - 1);
+
+const shardState = z.object({
+  index: shard,
+  /** I/O domain of the box that the shard serves. */
+  domain: count(65535),
+  budgetBytes: bytes,
+  freeBytes: bytes,
+  hugePages: z.boolean(),
+});
+
+/** What the payload of each frame type looks like. Unknown keys are ignored, so that fields can be added. */
+export const Payload = {
+  hello: z.object({ client: z.string().max(256) }),
+  welcome: z.object({
+    daemon: z.string().max(256),
+    /** Chosen at random when the daemon starts: two daemons, or two lives of one, never share it. */
+    epoch: z.string().max(64),
+    sessionId: count(Number.MAX_SAFE_INTEGER),
+    pid: count(2 ** 31),
+    shards: z.array(shardState).max(MAX_SHARDS),
+  }),
+  attach: z.object({ shard, ringEntries: z.number().int().min(MIN_RING_ENTRIES).max(MAX_RING_ENTRIES) }),
+  attached: z.object({ ringEntries: positive(MAX_RING_ENTRIES) }),
+  grant: z.object({
+    shard,
+    grantId: count(2 ** 32 - 1),
+    slots: positive(MAX_SLOTS_PER_GRANT),
+    pieceBytes: positive(MAX_PIECE_BYTES),
+  }),
+  granted: z.object({ slotBytes: positive(MAX_PIECE_BYTES), bytes, hugePages: z.boolean() }),
+  release: z.object({ shard, grantId: count(2 ** 32 - 1) }),
+  released: z.object({}),
+  stats: z.object({}),
+  statsReply: z.object({
+    shards: z.array(shardState).max(MAX_SHARDS),
+    sessions: count(65536),
+    uptimeSeconds: z.number(),
+  }),
+  error: z.object({ status: count(65535), message: z.string().max(4096) }),
+  draining: z.object({}),
+} as const;
+
+export type PayloadOf<Name extends keyof typeof Payload> = z.infer<(typeof Payload)[Name]>;
+export type ShardState = z.infer<typeof shardState>;
+
+/** The payload of a frame of a known type, checked. Throws a KvssError with badFrame that names the field. */
+export function parsePayload<Name extends keyof typeof Payload>(name: Name, payload: unknown): PayloadOf<Name> {
+  const parsed = Payload[name].safeParse(payload);
+  if (parsed.success) return parsed.data as PayloadOf<Name>;
+  const issue = parsed.error.issues[0];
+  throw KvssError.ofStatus(
+    Status.badFrame,
+    `bad ${name} frame: ${issue?.path.join('.') || 'payload'}: ${issue?.message ?? 'invalid'}`,
+  );
+}
+
+export { FrameType };

@@ -1,0 +1,435 @@
+import { randomInt } from 'node:crypto';
+import type { EvictionPolicy, LeafFacts } from './eviction_policy.js';
+import { LeafHeap } from './leaf_heap.js';
+import { hashColumn } from './prefix_hash.js';
+
+/**
+ * A column in the map (positive), or the root of a namespace (negative). Numbers are used again after removal; keep
+ * the serial beside one that you keep.
+ */
+export type Node = number;
+
+/** No column. */
+export const NONE: Node = 0;
+
+const FREE = 0;
+/** Its evict is under way: it holds its place, and no match reaches it. */
+const STORING = 1;
+/** Every piece of every shard is stored. */
+const STORED = 2;
+
+export interface PrefixMapOptions {
+  /** Most columns that the map ever holds at once, stored and storing. */
+  capacity: number;
+  /** Tokens of a column. */
+  columnTokens: number;
+  policy: EvictionPolicy;
+  /** For tests: fewer bits make collisions. */
+  hashBits?: number;
+  /** For tests and simulations; random by default. */
+  hashSeed?: number;
+}
+
+/**
+ * The map from token prefixes to columns: a forest with one root a namespace, a node a column. Typed arrays only, no
+ * object a column.
+ *
+ * Matching is exact. A node is reached from its parent by comparing all its tokens, and a root by comparing the whole
+ * namespace, so two different prefixes can never meet in one column whatever the hash does (promise P6).
+ *
+ * The map is closed under prefixes: only leaves are evicted, and a removal takes everything below with it. A pin on one
+ * column therefore protects its whole prefix.
+ */
+export class PrefixMap {
+  readonly columnTokens: number;
+  readonly #policy: EvictionPolicy;
+  readonly #hashMask: number;
+  readonly #hashSeed: number;
+
+  #tokens = new Uint32Array(0);
+  #parent = new Int32Array(0);
+  #firstChild = new Uint32Array(0);
+  #nextSibling = new Uint32Array(0);
+  #previousSibling = new Uint32Array(0);
+  #hash = new Uint32Array(0);
+  #nextInBucket = new Uint32Array(0);
+  #state = new Uint8Array(0);
+  #stripe = new Uint8Array(0);
+  #slot = new Uint32Array(0);
+  #pins = new Uint32Array(0);
+  #serial = new Uint32Array(0);
+  #generation = new Float64Array(0);
+  #lastUse = new Float64Array(0);
+  #buckets = new Uint32Array(0);
+  #leaves = new LeafHeap(0);
+  #capacity = 0;
+
+  // Roots are negative numbers: root r has its first child in #rootChild[-r].
+  readonly #roots = new Map<string, Node>();
+  readonly #rootChild: Node[] = [NONE];
+  #freeHead: Node = NONE;
+  #neverUsed = 1;
+  #size = 0;
+  #stored = 0;
+  #tick = 0;
+  #collisions = 0;
+  readonly #facts: LeafFacts = { lastUse: 0 };
+
+  constructor(options: PrefixMapOptions) {
+    this.columnTokens = options.columnTokens;
+    this.#policy = options.policy;
+    this.#hashMask = options.hashBits === undefined ? 0xffffffff : 2 ** options.hashBits - 1;
+    this.#hashSeed = options.hashSeed ?? randomInt(2 ** 32);
+    this.grow(options.capacity);
+  }
+
+  /** Most columns that the map holds at once. */
+  get capacity(): number {
+    return this.#capacity;
+  }
+
+  /** Makes room for `capacity` columns. Columns keep their numbers. Takes time and memory in proportion. */
+  grow(capacity: number): void {
+    const nodes = capacity + 1;
+    const larger = <T extends Int32Array | Uint32Array | Uint8Array | Float64Array>(old: T, length: number): T => {
+      const array = new (old.constructor as new (length: number) => T)(length);
+      array.set(old);
+      return array;
+    };
+    this.#capacity = capacity;
+    this.#tokens = larger(this.#tokens, nodes * this.columnTokens);
+    this.#parent = larger(this.#parent, nodes);
+    this.#firstChild = larger(this.#firstChild, nodes);
+    this.#nextSibling = larger(this.#nextSibling, nodes);
+    this.#previousSibling = larger(this.#previousSibling, nodes);
+    this.#hash = larger(this.#hash, nodes);
+    this.#nextInBucket = larger(this.#nextInBucket, nodes);
+    this.#state = larger(this.#state, nodes);
+    this.#stripe = larger(this.#stripe, nodes);
+    this.#slot = larger(this.#slot, nodes);
+    this.#pins = larger(this.#pins, nodes);
+    this.#serial = larger(this.#serial, nodes);
+    this.#generation = larger(this.#generation, nodes);
+    this.#lastUse = larger(this.#lastUse, nodes);
+    this.#rebuild();
+  }
+
+  /** Makes the buckets and the heap of leaves anew from the columns that there are. */
+  #rebuild(): void {
+    this.#buckets = new Uint32Array(2 ** Math.ceil(Math.log2(Math.max(this.#capacity, 2))));
+    this.#leaves = new LeafHeap(this.#capacity);
+    for (let node = 1; node < this.#neverUsed; node += 1) {
+      if (this.#state[node] === FREE) continue;
+      this.#linkBucket(node);
+      this.#reconsider(node);
+    }
+  }
+
+  /** Columns in the map, stored and storing. */
+  get size(): number {
+    return this.#size;
+  }
+
+  /** Columns that a match can reach, as far as their prefix is stored too. */
+  get stored(): number {
+    return this.#stored;
+  }
+
+  /** Lookups that met another column in their bucket. For tests and metrics. */
+  get collisions(): number {
+    return this.#collisions;
+  }
+
+  /** Bytes that the map takes a column of capacity, tokens included. */
+  get bytesPerColumn(): number {
+    const links = 4 * 9 + 1 * 2 + 8 * 2;
+    const heap = 4 + 8 + 4;
+    return 4 * this.columnTokens + links + heap + this.#buckets.byteLength / Math.max(this.#capacity, 1);
+  }
+
+  /** Root of a namespace; the string is compared in full. Made where there is none yet. */
+  root(namespace: string): Node {
+    const known = this.#roots.get(namespace);
+    if (known !== undefined) return known;
+    const root = -this.#rootChild.length;
+    this.#rootChild.push(NONE);
+    this.#roots.set(namespace, root);
+    return root;
+  }
+
+  /** Roots of the namespaces whose name begins with `prefix`. */
+  rootsBelow(prefix: string): Node[] {
+    return [...this.#roots].filter(([namespace]) => namespace.startsWith(prefix)).map(([, root]) => root);
+  }
+
+  /** The columns that continue `parent`, stored and storing. */
+  children(parent: Node): Node[] {
+    const nodes: Node[] = [];
+    for (let node = this.#childHead(parent); node !== NONE; node = this.#nextSibling[node] as Node) nodes.push(node);
+    return nodes;
+  }
+
+  /** The column that continues `parent` with exactly these tokens, stored or storing; NONE where there is none. */
+  child(parent: Node, tokens: Uint32Array, at: number): Node {
+    // Most columns have one continuation, and the one used last is likely to be used next: no hash for those.
+    const first = this.#childHead(parent);
+    if (first === NONE) return NONE;
+    if (this.#sameTokens(first, tokens, at)) return first;
+    if (this.#nextSibling[first] === NONE) return NONE;
+    const hash = this.#hashOf(parent, tokens, at);
+    let node = this.#buckets[hash & (this.#buckets.length - 1)] as Node;
+    while (node !== NONE) {
+      if (this.#hash[node] === hash && this.#parent[node] === parent && this.#sameTokens(node, tokens, at)) {
+        this.#unlinkSibling(node);
+        this.#linkFirst(parent, node);
+        return node;
+      }
+      this.#collisions += 1;
+      node = this.#nextInBucket[node] as Node;
+    }
+    return NONE;
+  }
+
+  /**
+   * Follows `tokens` from `parent` through stored columns, writes them to `path` and answers how many there are. At
+   * most `maxColumns`, beginning at token `at`.
+   */
+  walk(parent: Node, tokens: Uint32Array, at: number, maxColumns: number, path: Node[]): number {
+    let node = parent;
+    let columns = 0;
+    let cursor = at;
+    const last = tokens.length - this.columnTokens;
+    while (columns < maxColumns && cursor <= last) {
+      node = this.child(node, tokens, cursor);
+      if (node === NONE || this.#state[node] !== STORED) break;
+      path[columns] = node;
+      columns += 1;
+      cursor += this.columnTokens;
+    }
+    return columns;
+  }
+
+  /** Remembers that a prompt reached this column; what is before it counts as used with it. */
+  touch(node: Node): void {
+    if (this.isRoot(node)) return;
+    this.#tick += 1;
+    this.#lastUse[node] = this.#tick;
+    if (this.#leaves.has(node)) this.#leaves.put(node, this.#priorityOf(node));
+  }
+
+  /**
+   * Adds a storing column below `parent`, with its place. The caller has seen that there is no such child and that
+   * `size` is below the capacity.
+   */
+  insert(parent: Node, tokens: Uint32Array, at: number, stripe: number, slot: number, generation: number): Node {
+    const node = this.#take();
+    this.#tokens.set(tokens.subarray(at, at + this.columnTokens), node * this.columnTokens);
+    this.#parent[node] = parent;
+    this.#firstChild[node] = NONE;
+    this.#state[node] = STORING;
+    this.#stripe[node] = stripe;
+    this.#slot[node] = slot;
+    this.#generation[node] = generation;
+    this.#pins[node] = 0;
+    this.#tick += 1;
+    this.#lastUse[node] = this.#tick;
+    this.#hash[node] = this.#hashOf(parent, tokens, at);
+    this.#linkBucket(node);
+    this.#linkFirst(parent, node);
+    if (!this.isRoot(parent)) this.#leaves.remove(parent);
+    this.#size += 1;
+    return node;
+  }
+
+  /** All pieces of the column are stored: matches may reach it. */
+  publish(node: Node): void {
+    if (this.#state[node] !== STORING) return;
+    this.#state[node] = STORED;
+    this.#stored += 1;
+    this.#reconsider(node);
+  }
+
+  /**
+   * Removes a column and everything that continues it. `visit` hears of each, deepest first, before its number is free;
+   * pins on removed columns are void.
+   */
+  remove(node: Node, visit: (removed: Node) => void): void {
+    // Down the first children, then back up, removing on the way: no stack, whatever the depth.
+    let cursor = node;
+    for (;;) {
+      const below = this.#firstChild[cursor] as Node;
+      if (below !== NONE) {
+        cursor = below;
+        continue;
+      }
+      const parent = this.#parent[cursor] as Node;
+      visit(cursor);
+      this.#release(cursor);
+      if (cursor === node) return;
+      cursor = parent;
+    }
+  }
+
+  /** Removes every column of a stripe and what continues them. */
+  removeStripe(stripe: number, visit: (removed: Node) => void): void {
+    for (let node = 1; node < this.#neverUsed; node += 1) {
+      if ((this.#state[node] as number) >= STORING && this.#stripe[node] === stripe) this.remove(node, visit);
+    }
+  }
+
+  /** Takes the leaf that the policy likes least out of the map and answers with it; NONE where all are pinned. */
+  evictLeaf(visit: (removed: Node) => void): Node {
+    const victim = this.#leaves.lowest;
+    if (victim !== NONE) this.remove(victim, visit);
+    return victim;
+  }
+
+  /** Whether evictLeaf would find one. */
+  get hasVictim(): boolean {
+    return this.#leaves.size > 0;
+  }
+
+  /** Keeps a column, and with it its prefix, from being evicted until as many unpins. */
+  pin(node: Node): void {
+    if (this.isRoot(node)) return;
+    this.#pins[node] = (this.#pins[node] as number) + 1;
+    this.#leaves.remove(node);
+  }
+
+  /** Ends one pin, if the column is still the one that was pinned. */
+  unpin(node: Node, serial: number): void {
+    if (this.isRoot(node) || !this.isCurrent(node, serial)) return;
+    this.#pins[node] = (this.#pins[node] as number) - 1;
+    this.#reconsider(node);
+  }
+
+  /** Whether a number still means the column that it meant when its serial was read. */
+  isCurrent(node: Node, serial: number): boolean {
+    return this.isRoot(node) || (this.#state[node] !== FREE && this.#serial[node] === serial);
+  }
+
+  isRoot(node: Node): boolean {
+    return node < 0;
+  }
+
+  isStored(node: Node): boolean {
+    return this.isRoot(node) || this.#state[node] === STORED;
+  }
+
+  serial(node: Node): number {
+    return this.isRoot(node) ? 0 : (this.#serial[node] as number);
+  }
+
+  parent(node: Node): Node {
+    return this.#parent[node] as Node;
+  }
+
+  stripe(node: Node): number {
+    return this.#stripe[node] as number;
+  }
+
+  slot(node: Node): number {
+    return this.#slot[node] as number;
+  }
+
+  generation(node: Node): number {
+    return this.#generation[node] as number;
+  }
+
+  #take(): Node {
+    const reused = this.#freeHead;
+    if (reused !== NONE) {
+      this.#freeHead = this.#nextSibling[reused] as Node;
+      return reused;
+    }
+    if (this.#neverUsed > this.#capacity) throw new Error('PrefixMap: insert beyond the capacity');
+    this.#neverUsed += 1;
+    return this.#neverUsed - 1;
+  }
+
+  #release(node: Node): void {
+    const parent = this.#parent[node] as Node;
+    this.#leaves.remove(node);
+    this.#unlinkSibling(node);
+    this.#unlinkBucket(node);
+    if (this.#state[node] === STORED) this.#stored -= 1;
+    this.#state[node] = FREE;
+    this.#serial[node] = (this.#serial[node] as number) + 1;
+    this.#nextSibling[node] = this.#freeHead;
+    this.#freeHead = node;
+    this.#size -= 1;
+    if (this.isRoot(parent)) return;
+    // A use of what continued it was a use of the parent too.
+    this.#lastUse[parent] = Math.max(this.#lastUse[parent] as number, this.#lastUse[node] as number);
+    this.#reconsider(parent);
+  }
+
+  /** Puts a column among the leaves that may be evicted, if that is what it is now. */
+  #reconsider(node: Node): void {
+    if (this.#state[node] === STORED && this.#firstChild[node] === NONE && this.#pins[node] === 0) {
+      this.#leaves.put(node, this.#priorityOf(node));
+    }
+  }
+
+  #priorityOf(node: Node): number {
+    this.#facts.lastUse = this.#lastUse[node] as number;
+    return this.#policy.priority(this.#facts);
+  }
+
+  #hashOf(parent: Node, tokens: Uint32Array, at: number): number {
+    return (hashColumn(parent, tokens, at, this.columnTokens, this.#hashSeed) & this.#hashMask) >>> 0;
+  }
+
+  #sameTokens(node: Node, tokens: Uint32Array, at: number): boolean {
+    const mine = this.#tokens;
+    const length = this.columnTokens;
+    const start = node * length;
+    for (let index = 0; index < length; index += 1) {
+      if (mine[start + index] !== tokens[at + index]) return false;
+    }
+    return true;
+  }
+
+  #childHead(parent: Node): Node {
+    return (parent < 0 ? this.#rootChild[-parent] : this.#firstChild[parent]) as Node;
+  }
+
+  #setChildHead(parent: Node, node: Node): void {
+    if (parent < 0) this.#rootChild[-parent] = node;
+    else this.#firstChild[parent] = node;
+  }
+
+  #linkFirst(parent: Node, node: Node): void {
+    const head = this.#childHead(parent);
+    this.#nextSibling[node] = head;
+    this.#previousSibling[node] = NONE;
+    if (head !== NONE) this.#previousSibling[head] = node;
+    this.#setChildHead(parent, node);
+  }
+
+  #unlinkSibling(node: Node): void {
+    const next = this.#nextSibling[node] as Node;
+    const previous = this.#previousSibling[node] as Node;
+    if (next !== NONE) this.#previousSibling[next] = previous;
+    if (previous !== NONE) this.#nextSibling[previous] = next;
+    else this.#setChildHead(this.#parent[node] as Node, next);
+  }
+
+  #linkBucket(node: Node): void {
+    const bucket = (this.#hash[node] as number) & (this.#buckets.length - 1);
+    this.#nextInBucket[node] = this.#buckets[bucket] as Node;
+    this.#buckets[bucket] = node;
+  }
+
+  #unlinkBucket(node: Node): void {
+    const bucket = (this.#hash[node] as number) & (this.#buckets.length - 1);
+    const after = this.#nextInBucket[node] as Node;
+    let cursor = this.#buckets[bucket] as Node;
+    if (cursor === node) {
+      this.#buckets[bucket] = after;
+      return;
+    }
+    while (this.#nextInBucket[cursor] !== node) cursor = this.#nextInBucket[cursor] as Node;
+    this.#nextInBucket[cursor] = after;
+  }
+}

@@ -1,0 +1,296 @@
+import { localError } from '../common/errors.js';
+import { Opcode, Status } from '../proto/generated.js';
+import type { DriverCore } from './driver_core.js';
+import type { Hit } from './hit.js';
+import { NONE, type Node } from './prefix_map.js';
+import { type ColumnRef, checkLength, type PieceSource } from './runtime.js';
+import type { Stripe } from './stripe.js';
+
+/** How an evict ended. */
+export interface EvictResult {
+  /** Columns that were stored now, on every shard. */
+  stored: number;
+  /** Columns that the cache had already. */
+  present: number;
+  /** Full columns that are not in the cache: no room, the runtime had them no more, or a shard failed. */
+  dropped: number;
+}
+
+// Columns that are written before they are sent, so that shards work while the runtime writes the next ones.
+const COLUMNS_PER_BATCH = 128;
+
+/** Columns that were claimed and written, and go to one stripe together. */
+interface Batch {
+  stripe: Stripe;
+  epoch: number;
+  nodes: Node[];
+  serials: number[];
+  slots: number[];
+  generations: number[];
+}
+
+/** A place for one column: entered in the map, not visible to matches. */
+interface Claim {
+  stripe: Stripe;
+  epoch: number;
+  slot: number;
+  node: Node;
+  serial: number;
+  ref: ColumnRef;
+}
+
+/**
+ * One conversation of one tenant, as a growing list of verified tokens. Match a prompt, refill what is cached, let the
+ * runtime compute the rest, evict the full columns, append what was decoded, evict again.
+ *
+ * Only give it tokens that the target model has confirmed: whatever is full becomes visible to later requests of the
+ * tenant.
+ */
+export class Sequence {
+  #tokens: Uint32Array = new Uint32Array(0);
+  #length = 0;
+  /** Where the part that is known to be stored ends; its serial tells whether it still is. */
+  #tip: Node;
+  #tipSerial: number;
+  #tipColumns = 0;
+  #work: Promise<unknown> = Promise.resolve();
+  #evicting = 0;
+  #closed = false;
+
+  /** @internal */
+  constructor(
+    private readonly core: DriverCore,
+    private readonly namespace: string,
+    private readonly tenantTag: bigint,
+  ) {
+    this.#tip = core.map.root(namespace);
+    this.#tipSerial = 0;
+  }
+
+  /** Verified tokens so far. */
+  get length(): number {
+    return this.#length;
+  }
+
+  /** Full columns of these tokens. */
+  get fullColumns(): number {
+    return Math.floor(this.#length / this.core.map.columnTokens);
+  }
+
+  /**
+   * Begins a prompt: finds and pins its longest cached prefix. Takes no round trip and waits for nothing. The tokens
+   * are copied.
+   */
+  match(prompt: Uint32Array): Hit {
+    this.#checkOpen();
+    if (this.#evicting > 0) throw localError('KVSS_BAD_INPUT', 'match: wait for the evict of this sequence first');
+    this.#tokens = prompt.slice();
+    this.#length = prompt.length;
+    const hit = this.core.match(this.namespace, this.tenantTag, prompt);
+    this.#setTip(hit.lastNode ?? this.core.map.root(this.namespace), hit.columns);
+    return hit;
+  }
+
+  /** Adds verified tokens behind the others. */
+  append(tokens: Uint32Array): void {
+    this.#checkOpen();
+    const length = this.#length + tokens.length;
+    if (length > this.#tokens.length) {
+      const larger = new Uint32Array(Math.max(length, this.#tokens.length * 2));
+      larger.set(this.#tokens.subarray(0, this.#length));
+      this.#tokens = larger;
+    }
+    this.#tokens.set(tokens, this.#length);
+    this.#length = length;
+  }
+
+  /**
+   * Stores every full column that the cache has not got, from the first missing one. Resolves when they are visible to
+   * others, or have failed. Calls wait for each other. Throws only what the source throws; what was written before that
+   * is kept.
+   */
+  evict(source: PieceSource, options: { deadlineMs?: number } = {}): Promise<EvictResult> {
+    this.#checkOpen();
+    this.#evicting += 1;
+    const deadlineMs = options.deadlineMs ?? this.core.settings.deadlineMs;
+    const result = this.#work
+      .then(() => this.#evict(source, deadlineMs))
+      .finally(() => {
+        this.#evicting -= 1;
+      });
+    this.#work = result.catch(() => undefined);
+    return result;
+  }
+
+  /** Ends the sequence. What it has stored stays in the cache. */
+  close(): void {
+    this.#closed = true;
+    this.#tokens = new Uint32Array(0);
+    this.#length = 0;
+  }
+
+  async #evict(source: PieceSource, deadlineMs: number): Promise<EvictResult> {
+    const { map, stats } = this.core;
+    const full = this.fullColumns;
+    const from = this.#findTip();
+    // Held until the end: the column that the new ones continue must not make room for them.
+    const { tip, serial } = { tip: this.#tip, serial: this.#tipSerial };
+    map.pin(tip);
+    const running: Promise<number>[] = [];
+    let present = from;
+    let stored = 0;
+    try {
+      for (let column = from; column < full; ) {
+        const { next, known, complete } = await this.#storeBatch(source, column, full, (batch) =>
+          running.push(this.#send(batch, deadlineMs)),
+        );
+        present += known;
+        column = next;
+        if (!complete) break;
+      }
+    } finally {
+      for (const count of await Promise.all(running)) stored += count;
+      map.unpin(tip, serial);
+      stats.columnsEvicted += stored;
+      this.#findTip();
+    }
+    const dropped = Math.max(0, full - present - stored);
+    stats.columnsDropped += dropped;
+    return { stored, present, dropped };
+  }
+
+  /** Claims, writes and sends up to a batch of columns, beginning with `column`, which continues the tip. */
+  async #storeBatch(
+    source: PieceSource,
+    column: number,
+    full: number,
+    send: (batch: Batch) => void,
+  ): Promise<{ next: number; known: number; complete: boolean }> {
+    const { map } = this.core;
+    const batches = new Map<Stripe, Batch>();
+    const end = Math.min(full, column + COLUMNS_PER_BATCH);
+    let known = 0;
+    let cursor = column;
+    try {
+      for (; cursor < end; cursor += 1) {
+        // While the runtime wrote, a shard may have died and taken the columns before this one along.
+        if (!map.isCurrent(this.#tip, this.#tipSerial)) break;
+        const existing = map.child(this.#tip, this.#tokens, cursor * map.columnTokens);
+        if (existing !== NONE) {
+          known += 1;
+          this.#setTip(existing, cursor + 1);
+          continue;
+        }
+        const claim = this.#claim(cursor);
+        if (!claim) break;
+        let written = false;
+        try {
+          const outcome = this.#write(source, claim);
+          written = typeof outcome === 'boolean' ? outcome : await outcome;
+        } finally {
+          if (!written && this.#holds(claim)) this.core.remove(claim.node);
+        }
+        if (!written || !this.#holds(claim)) break;
+        this.#enlist(claim, batches);
+        this.#setTip(claim.node, cursor + 1);
+      }
+    } finally {
+      // Also where the source threw: what was written before that is good and must not stay half-way.
+      for (const batch of batches.values()) send(batch);
+    }
+    return { next: cursor, known, complete: cursor === end };
+  }
+
+  /** Finds room for the column that continues the tip and enters it in the map, invisible as yet. */
+  #claim(column: number): Claim | undefined {
+    const { core } = this;
+    const { map } = core;
+    // The tip may be a leaf, and must not be what makes the room.
+    map.pin(this.#tip);
+    const room = core.claimSlot();
+    map.unpin(this.#tip, this.#tipSerial);
+    if (!room) return undefined;
+    const { stripe, slot } = room;
+    const generation = core.nextGeneration();
+    const node = map.insert(this.#tip, this.#tokens, column * map.columnTokens, stripe.index, slot, generation);
+    const ref: ColumnRef = { index: column, tenantTag: this.tenantTag, generation };
+    return { stripe, epoch: stripe.epoch, slot, node, serial: map.serial(node), ref };
+  }
+
+  /** Whether the claimed place is still this column's: a shard that dies takes it away. */
+  #holds(claim: Claim): boolean {
+    return claim.stripe.epoch === claim.epoch && this.core.map.isCurrent(claim.node, claim.serial);
+  }
+
+  #enlist(claim: Claim, batches: Map<Stripe, Batch>): void {
+    const { stripe, epoch } = claim;
+    const batch = batches.get(stripe) ?? { stripe, epoch, nodes: [], serials: [], slots: [], generations: [] };
+    batch.nodes.push(claim.node);
+    batch.serials.push(claim.serial);
+    batch.slots.push(claim.slot);
+    batch.generations.push(claim.ref.generation);
+    batches.set(stripe, batch);
+  }
+
+  /** Answers whether the runtime had the column. */
+  #write(source: PieceSource, claim: Claim): boolean | Promise<boolean> {
+    const pieces = claim.stripe.pieces(claim.slot);
+    if ('write' in source) return source.write(claim.ref, pieces);
+    for (const [shard, piece] of pieces.entries()) {
+      const bytes = source.locate(claim.ref, shard);
+      if (!bytes) return false;
+      checkLength(bytes, piece, shard);
+      piece.set(bytes);
+    }
+    return true;
+  }
+
+  /** Sends written columns and publishes those that every shard has stored. Answers how many. */
+  async #send(batch: Batch, deadlineMs: number): Promise<number> {
+    const { map } = this.core;
+    const outcome =
+      batch.stripe.epoch !== batch.epoch
+        ? new Uint16Array(batch.nodes.length).fill(Status.cancelled)
+        : await batch.stripe.run({
+            opcode: Opcode.evict,
+            flags: 0,
+            slots: Uint32Array.from(batch.slots),
+            generations: Float64Array.from(batch.generations),
+            tenantTag: this.tenantTag,
+            deadlineMs,
+          });
+    let stored = 0;
+    for (const [item, node] of batch.nodes.entries()) {
+      if (!map.isCurrent(node, batch.serials[item] as number)) continue;
+      if (outcome[item] === Status.ok) {
+        map.publish(node);
+        stored += 1;
+      } else {
+        this.core.remove(node);
+      }
+    }
+    return stored;
+  }
+
+  /** Makes the tip the last column of this sequence that is in the map, and answers how many columns that is. */
+  #findTip(): number {
+    const { map } = this.core;
+    if (!map.isCurrent(this.#tip, this.#tipSerial) || !map.isStored(this.#tip)) {
+      const path: Node[] = [];
+      const root = map.root(this.namespace);
+      const columns = map.walk(root, this.#tokens.subarray(0, this.#length), 0, this.#tipColumns, path);
+      this.#setTip(path.at(-1) ?? root, columns);
+    }
+    return this.#tipColumns;
+  }
+
+  #setTip(node: Node, columns: number): void {
+    this.#tip = node;
+    this.#tipSerial = this.core.map.serial(node);
+    this.#tipColumns = columns;
+  }
+
+  #checkOpen(): void {
+    if (this.#closed) throw localError('KVSS_CLOSED', 'the sequence is closed');
+  }
+}

@@ -1,0 +1,339 @@
+import type { Clock } from '../common/clock.js';
+import { KvssError, localError } from '../common/errors.js';
+import type { Connector, DaemonConnection, OperationBatch, ShardLink } from '../links/link.js';
+import { MAX_SLOTS_PER_GRANT, Opcode, Status } from '../proto/generated.js';
+
+/** Which shards make a stripe: together they hold whole columns, each its own piece. */
+export interface StripeAddress {
+  /** Daemons in the order of their shards; all shards of each. */
+  readonly daemons: readonly string[];
+}
+
+export interface StripeSettings {
+  readonly address: StripeAddress;
+  readonly pieceBytes: readonly number[];
+  /** Most columns to ask memory for; less where the shards have less. */
+  readonly capacityColumns: number;
+  readonly ringEntries: number;
+  readonly connectDeadlineMs: number;
+}
+
+/** How a batch ended: the status of each item, the worst of all shards. */
+export type BatchOutcome = Uint16Array;
+
+interface RunningBatch extends OperationBatch {
+  /** Shards that have not finished an item yet, by item. */
+  readonly unfinished: Uint8Array;
+  readonly outcome: BatchOutcome;
+  /** Operations of all items on all shards that have not finished. */
+  open: number;
+  settle: ((outcome: BatchOutcome) => void) | undefined;
+  cancelDeadline: (() => void) | undefined;
+}
+
+/** Items of a batch that wait for room in the queue of one shard. */
+interface Backlog {
+  batch: RunningBatch;
+  next: number;
+}
+
+/** What waits for one shard. Apart, so that evicts never stand behind refills. */
+interface Queues {
+  evicts: Backlog[];
+  commands: Backlog[];
+}
+
+export interface StripeEvents {
+  /** The stripe holds whole columns again; its slots are empty. */
+  up(stripe: Stripe): void;
+  /** Everything on the stripe is lost, and everything in flight has ended as a miss. */
+  down(stripe: Stripe, reason: string): void;
+}
+
+const FIRST_RETRY_MS = 50;
+const LAST_RETRY_MS = 2_000;
+
+/**
+ * Shards that together hold whole columns. A column takes the same slot number on each of them, so one free list and
+ * one number a column are enough. Knows nothing of prefixes.
+ *
+ * When one shard goes, no column on the stripe is whole any more: the stripe goes down, and comes back empty once
+ * all its shards can be reached again.
+ */
+export class Stripe {
+  #links: ShardLink[] = [];
+  #connections: DaemonConnection[] = [];
+  #capacity = 0;
+  #epoch = 0;
+  #draining = false;
+  #closed = false;
+  #free: Uint32Array = new Uint32Array(0);
+  #freeCount = 0;
+  /** Batches in flight that touch a slot, by slot. */
+  #busy: Uint16Array = new Uint16Array(0);
+  /** Slots that are given back as soon as nothing in flight touches them. */
+  #retired: Uint8Array = new Uint8Array(0);
+  #evictsIssued = 0;
+  #nextBatch = 1;
+  readonly #batches = new Map<number, RunningBatch>();
+  #backlogs: Queues[] = [];
+  #retryMs = FIRST_RETRY_MS;
+  #cancelRetry: (() => void) | undefined;
+
+  constructor(
+    readonly index: number,
+    private readonly settings: StripeSettings,
+    private readonly connect: Connector,
+    private readonly clock: Clock,
+    private readonly events: StripeEvents,
+  ) {}
+
+  /** Whether columns can be stored and refilled. */
+  get usable(): boolean {
+    return this.#links.length > 0 && !this.#draining;
+  }
+
+  /** Columns that fit; 0 while the stripe is down. */
+  get capacity(): number {
+    return this.#capacity;
+  }
+
+  /** Rises whenever the stripe goes down: what was true of a slot before says nothing about it now. */
+  get epoch(): number {
+    return this.#epoch;
+  }
+
+  get freeSlots(): number {
+    return this.#freeCount;
+  }
+
+  get shardCount(): number {
+    return this.settings.pieceBytes.length;
+  }
+
+  /** Connects to all shards and gets memory. Rejects with the reason where one of them cannot. */
+  async open(): Promise<void> {
+    const connections: DaemonConnection[] = [];
+    try {
+      for (const daemon of this.settings.address.daemons) {
+        connections.push(await this.connect(daemon, this.settings.connectDeadlineMs));
+      }
+      const links = await this.#openLinks(connections);
+      if (this.#closed) throw localError('KVSS_CLOSED', 'the driver was closed');
+      this.#adopt(connections, links);
+    } catch (thrown) {
+      for (const connection of connections) connection.close();
+      throw thrown;
+    }
+    if (this.usable) this.events.up(this);
+  }
+
+  /** Tries again and again until the stripe is up or closed. */
+  reopen(): void {
+    if (this.#closed || this.#cancelRetry) return;
+    this.#cancelRetry = this.clock.schedule(this.#retryMs, () => {
+      this.#cancelRetry = undefined;
+      this.#retryMs = Math.min(this.#retryMs * 2, LAST_RETRY_MS);
+      this.open().catch(() => this.reopen());
+    });
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#cancelRetry?.();
+    this.#fall('the driver was closed');
+  }
+
+  /** A slot that nothing touches; undefined where there is none. */
+  takeSlot(): number | undefined {
+    if (this.#freeCount === 0) return undefined;
+    this.#freeCount -= 1;
+    return this.#free[this.#freeCount];
+  }
+
+  /** Gives a slot back, as soon as no batch in flight touches it. */
+  giveSlot(slot: number): void {
+    if (this.#links.length === 0) return;
+    if (this.#busy[slot] !== 0) this.#retired[slot] = 1;
+    else this.#pushFree(slot);
+  }
+
+  /** The slot's memory on every shard, in order. */
+  pieces(slot: number): Uint8Array[] {
+    return this.#links.map((link) => link.piece(slot));
+  }
+
+  /**
+   * Sends one operation an item to every shard and resolves with how each item ended: when all have finished, at the
+   * deadline (unfinished items count as `deadline`), or when the stripe goes down (`cancelled`). Never rejects. Slots
+   * of unfinished items stay out of the free list until the shards have finished with them.
+   */
+  run(request: {
+    opcode: Opcode;
+    flags: number;
+    slots: Uint32Array;
+    generations: Float64Array;
+    tenantTag: bigint;
+    deadlineMs: number;
+  }): Promise<BatchOutcome> {
+    const { length } = request.slots;
+    if (!this.usable) return Promise.resolve(new Uint16Array(length).fill(Status.cancelled));
+    const evict = request.opcode === Opcode.evict;
+    const batch: RunningBatch = {
+      ...request,
+      id: this.#nextBatch,
+      length,
+      // A command comes after every evict issued before it. An evict has no command to wait for: its slots came from
+      // the free list, where nothing is that a command in flight still touches.
+      after: evict ? 0 : this.#evictsIssued,
+      timeoutUs: Math.max(1, Math.ceil(request.deadlineMs * 1000)),
+      unfinished: new Uint8Array(length).fill(this.shardCount),
+      outcome: new Uint16Array(length),
+      open: length * this.shardCount,
+      settle: undefined,
+      cancelDeadline: undefined,
+    };
+    this.#nextBatch = (this.#nextBatch % 0xffffffff) + 1;
+    if (evict) this.#evictsIssued += length;
+    for (const slot of request.slots) this.#busy[slot] = (this.#busy[slot] as number) + 1;
+    this.#batches.set(batch.id, batch);
+    for (const queues of this.#backlogs) (evict ? queues.evicts : queues.commands).push({ batch, next: 0 });
+    return new Promise((resolve) => {
+      batch.settle = resolve;
+      this.#pump();
+      // Most batches have finished by now and need no timer.
+      if (this.#batches.has(batch.id))
+        batch.cancelDeadline = this.clock.schedule(request.deadlineMs, () => this.#expire(batch));
+    });
+  }
+
+  async #openLinks(connections: readonly DaemonConnection[]): Promise<ShardLink[]> {
+    const places = connections.flatMap((connection) => connection.shards.map((shard) => ({ connection, shard })));
+    const { pieceBytes, ringEntries } = this.settings;
+    if (places.length !== pieceBytes.length) {
+      throw localError(
+        'KVSS_BAD_INPUT',
+        `the model has bytes per token for ${pieceBytes.length} shards, the daemons have ${places.length} shards`,
+      );
+    }
+    let slots = Math.min(this.settings.capacityColumns, MAX_SLOTS_PER_GRANT);
+    for (const [index, { connection, shard }] of places.entries()) {
+      slots = Math.min(slots, Math.floor(shard.freeBytes / connection.slotBytes(pieceBytes[index] as number)));
+    }
+    if (slots < 1) throw KvssError.ofStatus(Status.noMemory, 'the shards have no memory left for a single column');
+    return Promise.all(
+      places.map(({ connection, shard }, index) =>
+        connection.openLink({ shard: shard.index, slots, pieceBytes: pieceBytes[index] as number, ringEntries }),
+      ),
+    );
+  }
+
+  #adopt(connections: DaemonConnection[], links: ShardLink[]): void {
+    const slots = Math.min(...links.map((link) => link.slots));
+    this.#connections = connections;
+    this.#links = links;
+    this.#capacity = slots;
+    this.#draining = false;
+    this.#retryMs = FIRST_RETRY_MS;
+    // From the top, so that slots are handed out from 0 upwards.
+    this.#free = Uint32Array.from({ length: slots }, (_, index) => slots - 1 - index);
+    this.#freeCount = slots;
+    this.#busy = new Uint16Array(slots);
+    this.#retired = new Uint8Array(slots);
+    this.#evictsIssued = 0;
+    this.#backlogs = links.map(() => ({ evicts: [], commands: [] }));
+    for (const connection of connections) {
+      connection.onEnd = (reason) => this.#fall(reason);
+      connection.onDraining = () => {
+        this.#draining = true;
+      };
+    }
+    for (const link of links) link.onReady = () => this.#pump();
+    // It may have gone while the others were being opened.
+    if (connections.some((connection) => connection.ended)) this.#fall('a daemon went while connecting');
+  }
+
+  #fall(reason: string): void {
+    if (this.#links.length === 0) return;
+    this.#links = [];
+    this.#backlogs = [];
+    this.#capacity = 0;
+    this.#freeCount = 0;
+    this.#epoch += 1;
+    for (const connection of this.#connections.splice(0)) connection.close();
+    const lost = [...this.#batches.values()];
+    this.#batches.clear();
+    // The map forgets first: what is told about the batches must find it so.
+    this.events.down(this, reason);
+    for (const batch of lost) this.#settle(batch, Status.cancelled);
+    this.reopen();
+  }
+
+  /** Sends what waits, as far as there is room, and hears what has finished. */
+  #pump(): void {
+    for (let again = true; again; ) {
+      again = false;
+      for (const [shard, link] of this.#links.entries()) {
+        const queues = this.#backlogs[shard] as Queues;
+        this.#send(queues.evicts, link);
+        this.#send(queues.commands, link);
+        again = link.poll(this.#onCompletion) > 0 || again;
+      }
+    }
+    if (this.#batches.size === 0) return;
+    // A completion may have come between the last poll and arming.
+    if (this.#links.some((link) => !link.arm())) queueMicrotask(() => this.#pump());
+  }
+
+  #send(backlog: Backlog[], link: ShardLink): void {
+    for (let head = backlog[0]; head; head = backlog[0]) {
+      head.next += link.submit(head.batch, head.next);
+      if (head.next < head.batch.length) return;
+      backlog.shift();
+    }
+  }
+
+  readonly #onCompletion = (batchId: number, item: number, status: Status): void => {
+    const batch = this.#batches.get(batchId);
+    // A shard that reports what was never asked is broken; nothing of it may reach a slot.
+    if (!batch || !(item < batch.length) || batch.unfinished[item] === 0) return;
+    batch.unfinished[item] = (batch.unfinished[item] as number) - 1;
+    if (status !== Status.ok) batch.outcome[item] = Math.max(batch.outcome[item] as number, status);
+    batch.open -= 1;
+    if (batch.unfinished[item] === 0) this.#release(batch.slots[item] as number);
+    if (batch.open > 0) return;
+    this.#batches.delete(batchId);
+    this.#settle(batch, Status.ok);
+  };
+
+  #release(slot: number): void {
+    this.#busy[slot] = (this.#busy[slot] as number) - 1;
+    if (this.#busy[slot] === 0 && this.#retired[slot] === 1) {
+      this.#retired[slot] = 0;
+      this.#pushFree(slot);
+    }
+  }
+
+  #pushFree(slot: number): void {
+    this.#free[this.#freeCount] = slot;
+    this.#freeCount += 1;
+  }
+
+  #expire(batch: RunningBatch): void {
+    batch.cancelDeadline = undefined;
+    this.#settle(batch, Status.deadline);
+  }
+
+  /** Tells the asker how the batch ended; items that have not finished get `unfinished`. */
+  #settle(batch: RunningBatch, unfinished: Status): void {
+    batch.cancelDeadline?.();
+    const { settle } = batch;
+    if (!settle) return;
+    batch.settle = undefined;
+    const outcome = batch.outcome.slice();
+    for (let item = 0; item < batch.length; item += 1) {
+      if (batch.unfinished[item] !== 0) outcome[item] = Math.max(outcome[item] as number, unfinished);
+    }
+    settle(outcome);
+  }
+}

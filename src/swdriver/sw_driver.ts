@@ -1,0 +1,195 @@
+import { EventEmitter } from 'node:events';
+import { type Clock, systemClock } from '../common/clock.js';
+import { localError } from '../common/errors.js';
+import type { Connector } from '../links/link.js';
+import { connectShm } from '../links/shm_connection.js';
+import { DriverCore, type DriverStats } from './driver_core.js';
+import { type EvictionPolicy, lru } from './eviction_policy.js';
+import { type Model, namespaceOf, pieceBytesOf } from './model.js';
+import { Sequence } from './sequence.js';
+import { TenantTags } from './tenant_tags.js';
+
+export interface SwDriverOptions {
+  /** Unix sockets of the daemons. */
+  daemons: readonly string[];
+  model: Model;
+  /**
+   * Where a column lives: `across` the shards of all daemons (the default; it is lost when any of them goes), or
+   * `within` one daemon, so that the driver goes on with the others when one goes. `model.bytesPerToken` has one
+   * entry for each shard of a stripe: of all daemons, or of each daemon.
+   */
+  striping?: 'across' | 'within';
+  /** Most columns to keep memory for, in each stripe. As many as the shards have room for if left out. */
+  capacityColumns?: number;
+  /** What goes first when room is needed. */
+  policy?: EvictionPolicy;
+  /** Longest that one evict or refill call waits for the shards, in milliseconds. */
+  deadlineMs?: number;
+  /** Longest that a hit stays pinned, in milliseconds. */
+  pinDeadlineMs?: number;
+  /** Longest that connecting to a daemon, or one of its answers, may take, in milliseconds. */
+  connectDeadlineMs?: number;
+  /** Start also while daemons cannot be reached, and keep trying. Everything is a miss until then. */
+  lazy?: boolean;
+  /** Operations that each queue of each shard holds. A power of two. */
+  ringEntries?: number;
+  /** Key of the tenants' tags; random if left out. At least 16 bytes. */
+  tagKey?: Uint8Array;
+  /** How daemons are reached. Shared memory if left out. */
+  connector?: Connector;
+  clock?: Clock;
+}
+
+interface Events {
+  /** A stripe can be used, from now on and with nothing in it. */
+  up: [stripe: number];
+  /** A stripe is gone, with all that it held. The driver goes on with the rest and keeps trying to get it back. */
+  down: [stripe: number, reason: string];
+}
+
+/**
+ * The library inside an inference runtime: decides what is kept, finds the longest cached prefix of a prompt, and moves
+ * columns. Lookups cost no round trip. Nothing in it throws because a cache is gone: that is a miss.
+ */
+export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
+  readonly #core: DriverCore;
+  readonly #model: Model;
+  readonly #tags: TenantTags;
+  #closed = false;
+
+  private constructor(options: SwDriverOptions) {
+    super();
+    const { model } = options;
+    const columnTokens = model.columnTokens ?? 64;
+    const pieceBytes = pieceBytesOf(model, columnTokens);
+    this.#model = { ...model, bytesPerToken: [...model.bytesPerToken] };
+    this.#tags = new TenantTags(options.tagKey === undefined ? undefined : Buffer.from(options.tagKey));
+    const stripes = options.striping === 'within' ? options.daemons.map((daemon) => [daemon]) : [options.daemons];
+    this.#core = new DriverCore(
+      {
+        columnTokens,
+        policy: options.policy ?? lru,
+        deadlineMs: options.deadlineMs ?? 1_000,
+        pinDeadlineMs: options.pinDeadlineMs ?? 30_000,
+        stripes: stripes.map((daemons) => ({
+          address: { daemons },
+          pieceBytes,
+          capacityColumns: options.capacityColumns ?? Number.MAX_SAFE_INTEGER,
+          ringEntries: options.ringEntries ?? 1024,
+          connectDeadlineMs: options.connectDeadlineMs ?? 5_000,
+        })),
+      },
+      options.connector ?? connectShm,
+      options.clock ?? systemClock,
+    );
+    this.#core.onStripeChange = (stripe, up, reason) => {
+      if (up) this.emit('up', stripe.index);
+      else if (!this.#closed) this.emit('down', stripe.index, reason);
+    };
+  }
+
+  /**
+   * Connects to all daemons. Rejects with a KvssError that names the cause where one of them cannot be reached or has
+   * no room, unless `lazy` is set.
+   */
+  static async connect(options: SwDriverOptions): Promise<SwDriver> {
+    checkOptions(options);
+    const driver = new SwDriver(options);
+    const opened = await Promise.allSettled(driver.#core.stripes.map((stripe) => stripe.open()));
+    const failed = opened.find((outcome) => outcome.status === 'rejected');
+    if (failed && !options.lazy) {
+      await driver.close();
+      throw failed.reason;
+    }
+    for (const [index, outcome] of opened.entries()) {
+      if (outcome.status === 'rejected') driver.#core.stripes[index]?.reopen();
+    }
+    return driver;
+  }
+
+  /**
+   * Begins a sequence of a tenant. `adapter` names what else changes the KV state of the same tokens, such as a LoRA
+   * adapter: sequences with different ones never share a column.
+   */
+  openSequence(options: { isolationId: string; adapter?: string }): Sequence {
+    if (this.#closed) throw localError('KVSS_CLOSED', 'the driver is closed');
+    const { isolationId, adapter = '' } = options;
+    checkIsolationId(isolationId);
+    const namespace = namespaceOf(this.#model, this.#model.bytesPerToken, isolationId, adapter);
+    return new Sequence(this.#core, namespace, this.#tags.tagOf(isolationId));
+  }
+
+  /**
+   * Forgets every column of a tenant and has the shards overwrite them with zeros. No match finds them from this moment
+   * on; resolves with their number when they have been scrubbed.
+   */
+  async forget(options: { isolationId: string }): Promise<number> {
+    checkIsolationId(options.isolationId);
+    const prefix = `${options.isolationId.length}:${options.isolationId}`;
+    const counts = await Promise.all(
+      this.#core.map
+        .rootsBelow(prefix)
+        .flatMap((root) => this.#core.map.children(root).map((node) => this.#core.erase(node))),
+    );
+    return counts.reduce((sum, count) => sum + count, 0);
+  }
+
+  /** What the driver has counted so far. */
+  get stats(): Readonly<DriverStats> {
+    return { ...this.#core.stats };
+  }
+
+  /** Columns that can be found now. */
+  get columns(): number {
+    return this.#core.map.stored;
+  }
+
+  /** Columns that there is room for now; 0 while no stripe can be used. */
+  get capacityColumns(): number {
+    return this.#core.stripes.reduce((sum, stripe) => sum + stripe.capacity, 0);
+  }
+
+  /** Bytes of the piece of each shard of a stripe. */
+  get pieceBytes(): readonly number[] {
+    return this.#core.settings.stripes[0]?.pieceBytes ?? [];
+  }
+
+  get columnTokens(): number {
+    return this.#core.settings.columnTokens;
+  }
+
+  /** Leaves the daemons, which scrub and take back the memory. Calls in flight end as misses. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    this.#core.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}
+
+function checkOptions(options: SwDriverOptions): void {
+  const bad = (message: string) => localError('KVSS_BAD_INPUT', message);
+  if (options.daemons.length === 0) throw bad('daemons: at least one is needed');
+  if (options.model.bytesPerToken.length === 0) throw bad('model.bytesPerToken: at least one shard is needed');
+  for (const key of ['id', 'revision', 'dtype', 'layout'] as const) {
+    if (!options.model[key]) throw bad(`model.${key}: must not be empty`);
+  }
+  const { columnTokens = 64, bytesPerToken } = options.model;
+  if (!Number.isInteger(columnTokens) || columnTokens < 1 || columnTokens > 65_536) {
+    throw bad(`model.columnTokens: ${columnTokens} is outside 1..65536`);
+  }
+  pieceBytesOf({ ...options.model, bytesPerToken }, columnTokens);
+  for (const key of ['capacityColumns', 'deadlineMs', 'pinDeadlineMs', 'connectDeadlineMs'] as const) {
+    const value = options[key];
+    if (value !== undefined && !(value > 0)) throw bad(`${key}: ${value} must be above 0`);
+  }
+  if (options.tagKey !== undefined && options.tagKey.length < 16) throw bad('tagKey: at least 16 bytes are needed');
+}
+
+function checkIsolationId(isolationId: unknown): void {
+  if (typeof isolationId !== 'string' || isolationId === '') {
+    throw localError('KVSS_BAD_INPUT', 'isolationId: every sequence belongs to a tenant; a non-empty string is needed');
+  }
+}
