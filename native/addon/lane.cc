@@ -117,20 +117,29 @@ void Lane::CloseFromJs(const Napi::CallbackInfo&) {
 
 Napi::Value MapGrant(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  const std::vector<UniqueFd> fds = DescriptorBundle::Take(info[0], 1);
+  auto fds = std::make_shared<std::vector<UniqueFd>>(DescriptorBundle::Take(info[0], 1));
   const auto slots = static_cast<uint64_t>(info[1].As<Napi::Number>().Int64Value());
   const auto slot_bytes = static_cast<uint64_t>(info[2].As<Napi::Number>().Int64Value());
   if (slots == 0 || slots > proto::kMaxSlotsPerGrant || slot_bytes == 0 ||
       slot_bytes > proto::kMaxPieceBytes) {
     throw ToJsError(env, Error{proto::Status::kLimitExceeded, "a grant of impossible size"});
   }
-  const SharedMapping mapping = MapOrThrow(env, fds[0].get(), slots * slot_bytes, Access::kReadWrite);
-  const uint64_t window = std::max<uint64_t>(kWindowBytes / slot_bytes, 1) * slot_bytes;
-  Napi::Array views = Napi::Array::New(env);
-  for (uint64_t offset = 0; offset < mapping->bytes(); offset += window) {
-    views.Set(views.Length(), ViewOf(env, mapping, offset, std::min(window, mapping->bytes() - offset)));
-  }
-  return views;
+  return AsyncTask<SharedMapping>::Run(
+      env,
+      [fds, bytes = slots * slot_bytes]() -> Result<SharedMapping> {
+        auto mapping = Mapping::Map(fds->front().get(), bytes, Access::kReadWrite);
+        if (!mapping.ok()) return mapping.error();
+        mapping.value().Populate();
+        return std::make_shared<Mapping>(std::move(mapping.value()));
+      },
+      [slot_bytes](Napi::Env js, SharedMapping mapping) -> Napi::Value {
+        const uint64_t window = std::max<uint64_t>(kWindowBytes / slot_bytes, 1) * slot_bytes;
+        Napi::Array views = Napi::Array::New(js);
+        for (uint64_t offset = 0; offset < mapping->bytes(); offset += window) {
+          views.Set(views.Length(), ViewOf(js, mapping, offset, std::min(window, mapping->bytes() - offset)));
+        }
+        return views;
+      });
 }
 
 Napi::Value MapCounters(const Napi::CallbackInfo& info) {

@@ -35,6 +35,13 @@ Mapping& Mapping::operator=(Mapping&& other) noexcept {
   return *this;
 }
 
+void Mapping::Populate() const {
+#ifndef MADV_POPULATE_WRITE
+  constexpr int MADV_POPULATE_WRITE = 23;
+#endif
+  (void)::madvise(data_, bytes_, MADV_POPULATE_WRITE);
+}
+
 void Mapping::Unmap() {
   if (data_ != nullptr) ::munmap(data_, bytes_);
   data_ = nullptr;

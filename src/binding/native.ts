@@ -92,7 +92,7 @@ export interface NativeBinding {
   readonly ControlListener: new (path: string, onConnection: (channel: NativeChannel) => void) => NativeListener;
   readonly ControlChannel: { connect(path: string): NativeChannel };
   /** Maps a grant: buffers of equal whole numbers of slots, the last one what is left. */
-  mapGrant(descriptors: DescriptorBundle, slots: number, slotBytes: number): ArrayBuffer[];
+  mapGrant(descriptors: DescriptorBundle, slots: number, slotBytes: number): Promise<ArrayBuffer[]>;
   /** Maps counters segments, one buffer each. Read only: writing to one ends the process. */
   mapCounters(descriptors: DescriptorBundle): ArrayBuffer[];
   /** One bundle with the descriptors of all of them, in order. */

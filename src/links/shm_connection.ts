@@ -1,148 +1,10 @@
-import { type DescriptorBundle, type NativeChannel, native, nativeError } from '../binding/native.js';
-import { KvssError, localError, messageOf } from '../common/errors.js';
-import { VERSION } from '../common/version.js';
-import { decodeFrame, encodeFrame, FrameType, type Payload, type PayloadOf, parsePayload } from '../proto/frames.js';
-import { CACHE_LINE_BYTES, frameTypeName, Status } from '../proto/generated.js';
+import { nativeError } from '../binding/native.js';
+import { KvssError, localError } from '../common/errors.js';
+import type { PayloadOf } from '../proto/frames.js';
+import { CACHE_LINE_BYTES, Status } from '../proto/generated.js';
+import { ControlClient } from './control_client.js';
 import type { Connector, DaemonConnection } from './link.js';
 import { ShmLink } from './shm_link.js';
-
-type RequestName = 'hello' | 'attach' | 'grant' | 'release' | 'stats';
-type AnswerName = 'welcome' | 'attached' | 'granted' | 'released' | 'statsReply';
-
-interface Pending {
-  resolve(answer: { payload: unknown; descriptors: DescriptorBundle | null }): void;
-  reject(error: KvssError): void;
-  expects: AnswerName;
-}
-
-/** The client's end of a control connection: requests and their answers. */
-export class ControlClient {
-  onDraining: () => void = () => {};
-  onEnd: (reason: string) => void = () => {};
-  readonly #pending = new Map<number, Pending>();
-  #nextRequest = 1;
-  #ended = false;
-  #endReason = 'the connection was closed';
-
-  private constructor(
-    private readonly channel: NativeChannel,
-    private readonly deadlineMs: number,
-  ) {
-    channel.start(
-      (bytes, descriptors) => this.#receive(bytes, descriptors),
-      () => this.#end('the daemon has gone'),
-    );
-  }
-
-  /** Connects and says hello. Rejects with KVSS_UNREACHABLE where nobody listens. */
-  static async connect(
-    path: string,
-    deadlineMs: number,
-  ): Promise<{ client: ControlClient; welcome: PayloadOf<'welcome'> }> {
-    let channel: NativeChannel;
-    try {
-      channel = native.ControlChannel.connect(path);
-    } catch (cause) {
-      throw localError('KVSS_UNREACHABLE', messageOf(cause), cause);
-    }
-    const client = new ControlClient(channel, deadlineMs);
-    try {
-      const { payload } = await client.request('hello', { client: `kvss-node/${VERSION}` }, 'welcome');
-      return { client, welcome: payload };
-    } catch (thrown) {
-      client.close();
-      throw thrown;
-    }
-  }
-
-  get ended(): boolean {
-    return this.#ended;
-  }
-
-  /** Asks the daemon. Rejects with its error, at the deadline, or when the connection ends. */
-  async request<Answer extends AnswerName>(
-    name: RequestName,
-    payload: PayloadOf<typeof name & keyof typeof Payload>,
-    expects: Answer,
-  ): Promise<{ payload: PayloadOf<Answer>; descriptors: DescriptorBundle | null }> {
-    if (this.#ended) throw localError('KVSS_UNREACHABLE', this.#endReason);
-    const requestId = this.#nextRequest++;
-    let timer: NodeJS.Timeout | undefined;
-    try {
-      const answer = await new Promise<{ payload: unknown; descriptors: DescriptorBundle | null }>(
-        (resolve, reject) => {
-          this.#pending.set(requestId, { resolve, reject, expects });
-          timer = setTimeout(() => {
-            reject(localError('KVSS_TIMEOUT', `the daemon did not answer ${name} within ${this.deadlineMs} ms`));
-          }, this.deadlineMs);
-          this.channel.send(encodeFrame({ type: FrameType[name], requestId, payload }));
-        },
-      );
-      return { payload: parsePayload(expects, answer.payload), descriptors: answer.descriptors };
-    } catch (thrown) {
-      throw nativeError(thrown);
-    } finally {
-      clearTimeout(timer);
-      this.#pending.delete(requestId);
-    }
-  }
-
-  close(): void {
-    if (this.#ended) return;
-    this.#ended = true;
-    this.channel.close();
-    this.#failPending(this.#endReason);
-  }
-
-  #receive(bytes: Uint8Array, descriptors: DescriptorBundle | null): void {
-    try {
-      const frame = decodeFrame(bytes);
-      const pending = this.#pending.get(frame.requestId);
-      if (frame.type === FrameType.error) {
-        descriptors?.close();
-        const { status, message } = parsePayload('error', frame.payload);
-        const error = KvssError.ofStatus(status, message);
-        if (frame.requestId === 0) {
-          for (const request of this.#pending.values()) request.reject(error);
-          this.#end(message);
-        } else {
-          pending?.reject(error);
-        }
-      } else if (frame.type === FrameType.draining) {
-        this.#endReason = 'the daemon is shutting down';
-        this.onDraining();
-      } else if (pending && FrameType[pending.expects] === frame.type) {
-        pending.resolve({ payload: frame.payload, descriptors });
-      } else {
-        // Nobody waits for it any more: what came with it is closed, not leaked.
-        descriptors?.close();
-        if (pending) {
-          const what = frameTypeName(frame.type);
-          pending.reject(KvssError.ofStatus(Status.badFrame, `expected ${pending.expects}, got ${what}`));
-        }
-      }
-    } catch (thrown) {
-      descriptors?.close();
-      const error = nativeError(thrown);
-      for (const request of this.#pending.values()) request.reject(error);
-      this.#end(error.message);
-    }
-  }
-
-  #end(reason: string): void {
-    if (this.#ended) return;
-    this.#ended = true;
-    this.#endReason = reason;
-    this.channel.close();
-    this.#failPending(reason);
-    this.onEnd(reason);
-  }
-
-  #failPending(reason: string): void {
-    for (const request of this.#pending.values()) request.reject(localError('KVSS_UNREACHABLE', reason));
-    this.#pending.clear();
-  }
-}
 
 /** A daemon in the same host, reached through its Unix socket. */
 class ShmConnection implements DaemonConnection {
@@ -184,12 +46,16 @@ class ShmConnection implements DaemonConnection {
         granted.descriptors?.close();
         throw KvssError.ofStatus(Status.badFrame, 'the daemon granted no usable memory');
       }
-      const link = new ShmLink(
+      const link = await ShmLink.open(
         { descriptors: attached.descriptors, ringEntries: attached.payload.ringEntries },
         { descriptors: granted.descriptors, grantId, slotBytes: granted.payload.slotBytes },
         slots,
         pieceBytes,
       );
+      if (this.client.ended) {
+        link.close();
+        throw localError('KVSS_UNREACHABLE', 'the daemon has gone');
+      }
       this.#links.push(link);
       return link;
     } catch (thrown) {

@@ -37,6 +37,19 @@ class DescriptorWriter {
   }
 }
 
+/** What a daemon answers to attach. */
+export interface LaneEndpoints {
+  descriptors: DescriptorBundle;
+  ringEntries: number;
+}
+
+/** What a daemon answers to grant. */
+export interface GrantedMemory {
+  descriptors: DescriptorBundle;
+  grantId: number;
+  slotBytes: number;
+}
+
 /** A shard in the same host: rings in shared memory, slots mapped into this process. */
 export class ShmLink implements ShardLink {
   onReady: () => void = () => {};
@@ -49,20 +62,27 @@ export class ShmLink implements ShardLink {
   readonly #grantId: number;
   readonly #slotBytes: number;
 
-  constructor(
-    session: { descriptors: DescriptorBundle; ringEntries: number },
-    grant: { descriptors: DescriptorBundle; grantId: number; slotBytes: number },
+  private constructor(
+    session: LaneEndpoints,
+    grant: GrantedMemory,
+    windows: ArrayBuffer[],
     readonly slots: number,
     readonly pieceBytes: number,
   ) {
-    this.#windows = native.mapGrant(grant.descriptors, slots, grant.slotBytes);
-    this.#slotsPerWindow = (this.#windows[0]?.byteLength ?? grant.slotBytes) / grant.slotBytes;
+    this.#windows = windows;
+    this.#slotsPerWindow = (windows[0]?.byteLength ?? grant.slotBytes) / grant.slotBytes;
     this.#lane = new native.Lane(session.descriptors, session.ringEntries, () => this.onReady());
     this.#writer = new DescriptorWriter(this.#lane.descriptors);
     this.#completions = new Uint32Array(this.#lane.completions);
     this.#ringEntries = session.ringEntries;
     this.#grantId = grant.grantId;
     this.#slotBytes = grant.slotBytes;
+  }
+
+  /** Maps the grant and attaches to the rings. Takes the descriptors. */
+  static async open(session: LaneEndpoints, grant: GrantedMemory, slots: number, pieceBytes: number): Promise<ShmLink> {
+    const windows = await native.mapGrant(grant.descriptors, slots, grant.slotBytes);
+    return new ShmLink(session, grant, windows, slots, pieceBytes);
   }
 
   piece(slot: number): Uint8Array {

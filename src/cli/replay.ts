@@ -1,0 +1,108 @@
+import { Command } from 'commander';
+import { localError } from '../common/errors.js';
+import { formatBytes, formatCount } from '../common/units.js';
+import { ControlClient } from '../links/control_client.js';
+import { CACHE_LINE_BYTES } from '../proto/generated.js';
+import { ReplayMeter, replayTraces } from '../replay/replay.js';
+import { readTrace, type Trace, workingSetColumns } from '../replay/trace.js';
+import { SwDriver } from '../swdriver/sw_driver.js';
+import { EmulatedWafer } from '../wafer/emulated_wafer.js';
+import { startChildDaemon } from './child_daemon.js';
+import { integerListOption, integerOption } from './options.js';
+import { Progress } from './progress.js';
+import { reportTable } from './table.js';
+
+interface ReplayFlags {
+  socket?: string;
+  capacityColumns?: number;
+  bytesPerToken?: number[];
+  json?: boolean;
+}
+
+const COLUMN_TOKENS = 64;
+/** Shares of the four domains of a box: unequal, as they are where layers do not divide evenly. */
+const SHARES = [3, 4, 5, 4];
+const COMFORTABLE_BYTES = 2 ** 30;
+
+export function replayCommand(): Command {
+  return new Command('replay')
+    .description('replay request traces through a live daemon and verify every byte that comes back')
+    .argument('<trace...>', 'trace files, in either of the two public formats')
+    .option('-s, --socket <path>', 'use the daemon that listens there instead of starting one with four shards')
+    .option('--capacity-columns <count>', 'columns to keep; as many as the traces need if left out', integerOption(1))
+    .option('--bytes-per-token <list>', 'bytes of one token on each shard, e.g. 24,32,40,32', integerListOption)
+    .option('--json', 'print one JSON object')
+    .action(replay);
+}
+
+async function replay(paths: string[], flags: ReplayFlags): Promise<void> {
+  const traces = paths.map((path, index) => readTrace(path, index));
+  const capacity = flags.capacityColumns ?? Math.max(1, workingSetColumns(traces, COLUMN_TOKENS));
+  const shards = flags.socket === undefined ? SHARES.length : await shardCount(flags.socket);
+  const bytesPerToken = flags.bytesPerToken ?? chooseBytesPerToken(capacity, shards);
+  if (bytesPerToken.length !== shards) {
+    throw localError('KVSS_BAD_INPUT', `--bytes-per-token: ${bytesPerToken.length} numbers for ${shards} shards`);
+  }
+  // One page more than the slots take: grants are whole pages.
+  const budgets = bytesPerToken.map((bytes) => capacity * slotBytes(bytes) + 2 ** 21);
+  if (flags.socket !== undefined) return run(traces, flags.socket, capacity, bytesPerToken, flags);
+  await using daemon = await startChildDaemon(budgets, false);
+  await run(traces, daemon.socket, capacity, bytesPerToken, flags);
+}
+
+async function run(
+  traces: Trace[],
+  socket: string,
+  capacityColumns: number,
+  bytesPerToken: number[],
+  flags: ReplayFlags,
+): Promise<void> {
+  await using driver = await SwDriver.connect({
+    daemons: [socket],
+    model: {
+      id: 'replay',
+      revision: '1',
+      dtype: 'stamp',
+      layout: 'line64',
+      bytesPerToken,
+      columnTokens: COLUMN_TOKENS,
+    },
+    capacityColumns,
+    // Prefaulting a large grant takes the kernel a while.
+    connectDeadlineMs: 120_000,
+  });
+  if (!flags.json) {
+    const column = bytesPerToken.reduce((sum, bytes) => sum + bytes * COLUMN_TOKENS, 0);
+    console.log(
+      `${formatCount(driver.capacityColumns)} columns of ${formatBytes(column)} over ${bytesPerToken.length} shards`,
+    );
+  }
+  const total = traces.reduce((sum, trace) => sum + trace.requests.length, 0);
+  const meter = new ReplayMeter(driver, new EmulatedWafer(COLUMN_TOKENS));
+  const progress = new Progress(() => `${formatCount(meter.requests)} of ${formatCount(total)} requests`);
+  try {
+    await replayTraces(traces, meter);
+  } finally {
+    progress.stop();
+  }
+  const report = meter.report();
+  console.log(flags.json ? JSON.stringify(report) : reportTable(report));
+  if (report.mismatches > 0) process.exitCode = 1;
+}
+
+const slotBytes = (bytesPerToken: number) =>
+  Math.ceil((bytesPerToken * COLUMN_TOKENS) / CACHE_LINE_BYTES) * CACHE_LINE_BYTES;
+
+/** Unequal sizes, as large as fits comfortably: hit rates do not depend on them, bytes moved do. */
+function chooseBytesPerToken(capacityColumns: number, shards: number): number[] {
+  const shares = Array.from({ length: shards }, (_, index) => SHARES[index % SHARES.length] as number);
+  const sum = shares.reduce((total, share) => total + share, 0);
+  const unit = [8, 4, 2].find((size) => size * sum * COLUMN_TOKENS * capacityColumns <= COMFORTABLE_BYTES) ?? 1;
+  return shares.map((share) => share * unit);
+}
+
+async function shardCount(socket: string): Promise<number> {
+  const { client, welcome } = await ControlClient.connect(socket, 5_000);
+  client.close();
+  return welcome.shards.length;
+}

@@ -1,0 +1,84 @@
+import { Command, Option } from 'commander';
+import { parseConfig, readConfigFile } from '../kvss/config.js';
+import { KvssDaemon } from '../kvss/daemon.js';
+import { bytesOption, integerOption } from './options.js';
+
+interface ServeFlags {
+  config?: string;
+  socket?: string;
+  shards?: number;
+  budget?: number;
+  httpPort?: number;
+  http: boolean;
+  hugePages: boolean;
+  hioMode?: string;
+  logLevel?: string;
+}
+
+export function serveCommand(): Command {
+  return new Command('serve')
+    .description('run the shards of a box until SIGTERM or SIGINT')
+    .option('-c, --config <file>', 'YAML file; flags override it')
+    .option('-s, --socket <path>', 'Unix socket to listen at')
+    .option('-n, --shards <count>', 'number of shards', integerOption(1, 64))
+    .option('-b, --budget <size>', 'memory of each shard, e.g. 256MiB', bytesOption)
+    .option(
+      '--http-port <port>',
+      'port of /metrics, /healthz and /readyz on 127.0.0.1; 0 takes a free one',
+      integerOption(0, 65535),
+    )
+    .option('--no-http', 'serve no HTTP')
+    .option('--no-huge-pages', 'use ordinary pages even where there are huge ones')
+    .addOption(
+      new Option('--hio-mode <mode>', 'how engines wait for work').choices(['latency', 'buffered', 'adaptive']),
+    )
+    .addOption(
+      new Option('--log-level <level>', 'least severe message').choices(['debug', 'info', 'warn', 'error', 'silent']),
+    )
+    .action(serve);
+}
+
+async function serve(flags: ServeFlags): Promise<void> {
+  const daemon = await KvssDaemon.start(configOf(flags));
+  let signals = 0;
+  const stop = () => {
+    signals += 1;
+    // Whoever asks twice does not want to wait for the drain.
+    if (signals > 1) process.exit(1);
+    daemon.stop().then(
+      () => process.exit(0),
+      (thrown) => {
+        console.error(thrown);
+        process.exit(1);
+      },
+    );
+  };
+  process.on('SIGTERM', stop);
+  process.on('SIGINT', stop);
+  if (process.send) {
+    // Started by another command: that one hears when we are ready, and we go when it goes, however it dies.
+    process.on('disconnect', stop);
+    process.send({ ready: true, adminUrl: daemon.adminUrl ?? null });
+  }
+}
+
+/** The configuration file, overridden by flags, as parseConfig wants it. */
+function configOf(flags: ServeFlags): ReturnType<typeof parseConfig> {
+  const config = flags.config === undefined ? {} : readConfigFile(flags.config);
+  if (flags.config !== undefined) parseConfig(config, flags.config);
+  if (flags.socket !== undefined) config.socket = flags.socket;
+  if (flags.shards !== undefined || flags.budget !== undefined) {
+    const listed = Array.isArray(config.shards) ? config.shards : [];
+    const count = flags.shards ?? (listed.length || 4);
+    config.shards = Array.from({ length: count }, (_, index) => {
+      const budget = flags.budget ?? listed[index]?.budget ?? '256MiB';
+      return { ...(listed[index] ?? { domain: index % 4 }), budget };
+    });
+  }
+  if (!flags.http) config.http = false;
+  else if (flags.httpPort !== undefined) config.http = { ...((config.http || {}) as object), port: flags.httpPort };
+  if (!flags.hugePages) config.hugePages = false;
+  if (flags.hioMode !== undefined) config.hio = { ...((config.hio ?? {}) as object), mode: flags.hioMode };
+  if (flags.logLevel !== undefined) config.logLevel = flags.logLevel;
+  return parseConfig(config, 'flags');
+}

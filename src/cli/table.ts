@@ -1,0 +1,40 @@
+import { formatBytes, formatCount } from '../common/units.js';
+import type { ReplayReport } from '../replay/replay.js';
+
+/** Rows of two or more cells as aligned text; all columns but the first are numbers and end flush. */
+export function alignRows(rows: readonly (readonly string[])[]): string {
+  const widths: number[] = [];
+  for (const row of rows) {
+    for (const [index, cell] of row.entries()) widths[index] = Math.max(widths[index] ?? 0, cell.length);
+  }
+  return rows
+    .map((row) =>
+      row
+        .map((cell, index) => (index === 0 ? cell.padEnd(widths[0] ?? 0) : cell.padStart(widths[index] ?? 0)))
+        .join('  ')
+        .trimEnd(),
+    )
+    .join('\n');
+}
+
+const percent = (share: number) => `${(share * 100).toFixed(2)} %`;
+
+/** A replay report as a table for people. */
+export function reportTable(report: ReplayReport): string {
+  return alignRows([
+    ['requests', formatCount(report.requests)],
+    ['prompt tokens', formatCount(report.promptTokens)],
+    ['prefill tokens saved', formatCount(report.hitTokens)],
+    ['token hit rate', percent(report.tokenHitRate)],
+    ['column hit rate', percent(report.columnHitRate)],
+    ['columns evicted', formatCount(report.columnsEvicted)],
+    ['columns refilled', formatCount(report.columnsRefilled)],
+    ['columns deleted', formatCount(report.columnsDeleted)],
+    ['columns dropped', formatCount(report.columnsDropped)],
+    ['bytes verified', formatBytes(report.bytesVerified)],
+    ['mismatches', formatCount(report.mismatches)],
+    ['evict', `${report.evictGBps.toFixed(2)} GB/s`],
+    ['refill, every byte checked', `${report.refillGBps.toFixed(2)} GB/s`],
+    ['time', `${report.seconds.toFixed(1)} s`],
+  ]);
+}
