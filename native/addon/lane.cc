@@ -36,6 +36,7 @@ Napi::Function Lane::Define(Napi::Env env) {
                          InstanceMethod<&Lane::Arm>("arm"),
                          InstanceMethod<&Lane::EvictCount>("evictCount"),
                          InstanceMethod<&Lane::CommandCount>("commandCount"),
+                         InstanceMethod<&Lane::Revoked>("revoked"),
                          InstanceMethod<&Lane::CloseFromJs>("close"),
                          InstanceAccessor<&Lane::Descriptors>("descriptors"),
                          InstanceAccessor<&Lane::Completions>("completions"),
@@ -102,6 +103,10 @@ Napi::Value Lane::EvictCount(const Napi::CallbackInfo& info) {
 
 Napi::Value Lane::CommandCount(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), lane_ ? static_cast<double>(lane_->command_count()) : 0);
+}
+
+Napi::Value Lane::Revoked(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), !lane_ || lane_->revoked());
 }
 
 Napi::Value Lane::Descriptors(const Napi::CallbackInfo&) { return descriptors_.Value(); }

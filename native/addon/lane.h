@@ -26,6 +26,7 @@ class Lane : public Napi::ObjectWrap<Lane> {
   Napi::Value Arm(const Napi::CallbackInfo& info);
   Napi::Value EvictCount(const Napi::CallbackInfo& info);
   Napi::Value CommandCount(const Napi::CallbackInfo& info);
+  Napi::Value Revoked(const Napi::CallbackInfo& info);
   Napi::Value Descriptors(const Napi::CallbackInfo& info);
   Napi::Value Completions(const Napi::CallbackInfo& info);
   void CloseFromJs(const Napi::CallbackInfo& info);

@@ -132,6 +132,15 @@ bool EngineSession::HasWork() {
   return Takeable(Queue::kEvict) > 0 || Takeable(Queue::kCommand) > 0;
 }
 
+void EngineSession::Close(uint64_t now_ns) {
+  core_.Close(now_ns);
+  // Before any page of a grant is taken away. Partner: the acquire fence in ShardLane::revoked, which stands
+  // between the reading of a slot and the look at this flag: who has read a byte of a page that was gone sees
+  // the flag.
+  segments_.status().revoked.store(1, std::memory_order_release);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+}
+
 void EngineSession::AnnounceSleep(bool sleeping) {
   segments_.status().engine_sleeping.store(sleeping ? 1 : 0, std::memory_order_relaxed);
 }

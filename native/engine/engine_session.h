@@ -42,7 +42,8 @@ class EngineSession final : private CompletionSink {
   void AnnounceSleep(bool sleeping);
   int submit_wake_fd() const { return submit_wake_.get(); }
 
-  void Close(uint64_t now_ns) { core_.Close(now_ns); }
+  /// Ends the session. Readers in place can tell from now on that the bytes may go.
+  void Close(uint64_t now_ns);
   bool quiescent() const { return core_.quiescent(); }
   uint64_t id() const { return id_; }
 

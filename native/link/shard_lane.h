@@ -34,6 +34,14 @@ class ShardLane {
 
   uint64_t evict_count() const { return segments_.status().evict_count.load(std::memory_order_acquire); }
   uint64_t command_count() const { return segments_.status().command_count.load(std::memory_order_acquire); }
+  /// Whether the daemon has begun to take the session's memory away. While this is false after a slot was
+  /// read, what was read is what was stored.
+  bool revoked() const {
+    // Partner: the release store in EngineSession::Close.
+    std::atomic_thread_fence(std::memory_order_acquire);
+    return segments_.status().revoked.load(std::memory_order_relaxed) != 0;
+  }
+
   uint32_t ring_entries() const { return segments_.ring_entries(); }
   uint32_t completion_entries() const { return segments_.completion_entries(); }
 

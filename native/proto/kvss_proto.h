@@ -225,7 +225,9 @@ struct alignas(64) StatusSegment {
   std::atomic<uint64_t> command_count;  ///< refills and deletes that have finished, in order
   uint8_t padding_before_engine_sleeping[48];
   std::atomic<uint32_t> engine_sleeping;  ///< 1 while the engine waits for the submit wake
-  uint8_t padding_at_end[188];
+  uint8_t padding_before_revoked[60];
+  std::atomic<uint32_t> revoked;  ///< 1 before the memory of the session is taken away; who reads a slot in place looks here after reading
+  uint8_t padding_at_end[124];
 };
 static_assert(sizeof(StatusSegment) == 512);
 static_assert(alignof(StatusSegment) == 64);
@@ -242,6 +244,7 @@ static_assert(offsetof(StatusSegment, completion_tail) == 192);
 static_assert(offsetof(StatusSegment, evict_count) == 256);
 static_assert(offsetof(StatusSegment, command_count) == 264);
 static_assert(offsetof(StatusSegment, engine_sleeping) == 320);
+static_assert(offsetof(StatusSegment, revoked) == 384);
 
 /// Live figures of one shard, written by its engine alone. Readable even when the daemon's event loop hangs.
 struct alignas(64) CountersSegment {

@@ -60,6 +60,8 @@ export interface NativeLane {
   arm(): boolean;
   evictCount(): number;
   commandCount(): number;
+  /** Whether the daemon has begun to take the memory away. Asked after a slot was read in place. */
+  revoked(): boolean;
   close(): void;
 }
 

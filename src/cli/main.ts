@@ -16,6 +16,8 @@ const program = new Command('kvss')
   .addCommand(demoCommand())
   .exitOverride();
 
+for (const command of program.commands) command.exitOverride();
+
 try {
   await program.parseAsync();
 } catch (thrown) {

@@ -125,7 +125,8 @@ function describe(error: z.ZodError): string {
 
 /** Of a union the alternative that got furthest tells most. */
 function mostSpecific(issues: readonly z.core.$ZodIssue[]): z.core.$ZodIssue | undefined {
-  const [issue] = issues;
+  // A key that was mistyped is also missing under its right name: the mistyped one tells more.
+  const issue = issues.find((candidate) => candidate.code === 'unrecognized_keys') ?? issues[0];
   if (issue?.code !== 'invalid_union') return issue;
   const nested = issue.errors
     .map((alternative) => mostSpecific(alternative))

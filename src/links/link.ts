@@ -32,6 +32,12 @@ export interface ShardLink {
   /** The slot's memory, `pieceBytes` long: the runtime writes evicted pieces there and reads refilled ones. */
   piece(slot: number): Uint8Array;
 
+  /**
+   * Whether the slots still hold what they held. Asked after bytes were read in place: true means that they were the
+   * bytes that had been stored.
+   */
+  intact(): boolean;
+
   /** Hands over items of a batch, beginning with item `from`, and answers how many the queue had room for. */
   submit(batch: OperationBatch, from: number): number;
 

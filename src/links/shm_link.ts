@@ -91,6 +91,10 @@ export class ShmLink implements ShardLink {
     return new Uint8Array(memory, (slot - window * this.#slotsPerWindow) * this.#slotBytes, this.pieceBytes);
   }
 
+  intact(): boolean {
+    return !this.#lane.revoked();
+  }
+
   submit(batch: OperationBatch, from: number): number {
     const count = Math.min(batch.length - from, this.#ringEntries);
     for (let index = 0; index < count; index += 1) {

@@ -474,6 +474,8 @@ export const StatusSegmentLayout = {
     commandCount: 264,
     /** u32: 1 while the engine waits for the submit wake */
     engineSleeping: 320,
+    /** u32: 1 before the memory of the session is taken away; who reads a slot in place looks here after reading */
+    revoked: 384,
   },
   type: {
     magic: 'u32',
@@ -488,6 +490,7 @@ export const StatusSegmentLayout = {
     evictCount: 'u64',
     commandCount: 'u64',
     engineSleeping: 'u32',
+    revoked: 'u32',
   },
 } as const;
 

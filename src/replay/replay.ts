@@ -47,11 +47,12 @@ export class ReplayMeter {
   async serve(isolationId: string, tokens: Uint32Array): Promise<{ hitTokens: number; stored: number }> {
     const { driver, wafer } = this;
     const sequence = driver.openSequence({ isolationId });
-    const { source, sink } = wafer.request(isolationId, tokens);
+    const { source, sink, accept } = wafer.request(isolationId, tokens);
     const pieceBytes = driver.pieceBytes.reduce((sum, bytes) => sum + bytes, 0);
     const hit = sequence.match(tokens);
     const refillFrom = performance.now();
     const refilled = await hit.refill(sink);
+    accept(refilled.columns);
     hit.release();
     const evictFrom = performance.now();
     const { stored } = await sequence.evict(source);

@@ -95,7 +95,8 @@ export class DriverCore {
     stats.promptTokens += tokens.length;
     stats.hitTokens += columns * map.columnTokens;
     const pinDeadline = this.clock.now() + this.settings.pinDeadlineMs;
-    const hit = new Hit(this, tenantTag, path, serials, columns * map.columnTokens, pinDeadline);
+    const stripes = this.stripes.filter((stripe) => path.some((node) => map.stripe(node) === stripe.index));
+    const hit = new Hit(this, tenantTag, path, serials, stripes, columns * map.columnTokens, pinDeadline);
     this.#hits.add(hit);
     this.#sweepLater();
     return hit;

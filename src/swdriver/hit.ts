@@ -2,6 +2,7 @@ import { Opcode, Status } from '../proto/generated.js';
 import type { DriverCore } from './driver_core.js';
 import type { Node } from './prefix_map.js';
 import { type ColumnRef, checkLength, type PieceSink } from './runtime.js';
+import type { Stripe } from './stripe.js';
 
 /** How a refill ended. */
 export interface RefillResult {
@@ -17,7 +18,9 @@ export interface RefillResult {
  */
 export class Hit implements Disposable {
   #held = true;
+  #pinned = true;
   #refills = 0;
+  readonly #epochs: readonly number[];
 
   /** @internal */
   constructor(
@@ -25,11 +28,15 @@ export class Hit implements Disposable {
     private readonly tenantTag: bigint,
     private readonly path: readonly Node[],
     private readonly serials: readonly number[],
+    /** Stripes that hold columns of the path. */
+    private readonly stripes: readonly Stripe[],
     /** Tokens of the prefix, a whole number of columns. */
     readonly tokens: number,
     /** @internal Clock time at which the pin ends by itself. */
     readonly pinDeadline: number,
-  ) {}
+  ) {
+    this.#epochs = stripes.map((stripe) => stripe.epoch);
+  }
 
   /** Columns of the prefix. */
   get columns(): number {
@@ -41,9 +48,9 @@ export class Hit implements Disposable {
     return this.path.at(-1);
   }
 
-  /** Whether the pin still holds. A view read while this was true, and is true after the reading, was right. */
+  /** Whether the pin still holds. What was read in place before this was true is what had been stored. */
   get held(): boolean {
-    return this.#held;
+    return this.#held && this.#intact();
   }
 
   /**
@@ -61,8 +68,9 @@ export class Hit implements Disposable {
       while (done < usable && this.#current(done)) {
         const finished = this.#deliver(sink, done);
         if (finished !== undefined) await finished;
-        // While the sink worked the shard may have died or the pin may have run out: then it may have read anything.
-        if (!this.#held || !this.#current(done)) break;
+        // While the sink worked the shard may have taken its memory away, or the pin may have run out: then the sink
+        // may have read anything.
+        if (!this.#current(done) || !this.held) break;
         done += 1;
       }
       core.stats.columnsRefilled += done;
@@ -74,14 +82,12 @@ export class Hit implements Disposable {
     }
   }
 
-  /** Ends the pin. Answers whether it had held until now; if not, what was read since the last check is void. */
+  /** Ends the pin. Answers whether it had held until now; if not, what was read in place since the last check is void. */
   release(): boolean {
-    const held = this.#held;
+    const { held } = this;
     this.#held = false;
-    if (held) {
-      this.core.forgetHit(this);
-      if (this.#refills === 0) this.#unpin();
-    }
+    this.core.forgetHit(this);
+    if (this.#refills === 0) this.#unpin();
     return held;
   }
 
@@ -96,8 +102,18 @@ export class Hit implements Disposable {
   }
 
   #unpin(): void {
+    if (!this.#pinned) return;
+    this.#pinned = false;
     const last = this.path.length - 1;
     if (last >= 0) this.core.map.unpin(this.path[last] as Node, this.serials[last] as number);
+  }
+
+  /** Whether the slots of the path still hold what they held. */
+  #intact(): boolean {
+    const last = this.columns - 1;
+    // The map is closed under prefixes: as long as the last column is in it, all are. A tenant may have been forgotten.
+    if (last >= 0 && !this.#current(last)) return false;
+    return this.stripes.every((stripe, index) => stripe.epoch === this.#epochs[index] && stripe.intact());
   }
 
   #current(column: number): boolean {
@@ -111,7 +127,7 @@ export class Hit implements Disposable {
     const { map } = this.core;
     const outcomes = new Uint16Array(this.columns).fill(Status.cancelled);
     await Promise.all(
-      this.core.stripes.map(async (stripe) => {
+      this.stripes.map(async (stripe) => {
         const columns: number[] = [];
         for (let column = 0; column < this.columns; column += 1) {
           if (this.#current(column) && map.stripe(this.path[column] as Node) === stripe.index) columns.push(column);

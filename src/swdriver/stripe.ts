@@ -144,6 +144,11 @@ export class Stripe {
     this.#fall('the driver was closed');
   }
 
+  /** Whether everything that was read in place until now was what had been stored. */
+  intact(): boolean {
+    return this.#links.length > 0 && this.#links.every((link) => link.intact());
+  }
+
   /** A slot that nothing touches; undefined where there is none. */
   takeSlot(): number | undefined {
     if (this.#freeCount === 0) return undefined;

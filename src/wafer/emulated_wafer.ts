@@ -10,6 +10,22 @@ export interface WaferStats {
   mismatches: number;
 }
 
+/** The wafer's side of one request. */
+export interface WaferRequest {
+  readonly source: PieceSource;
+  readonly sink: PieceSink;
+  /**
+   * Takes over the first `columns` columns of a refill, as its result says. What the sink saw behind them is void: a
+   * shard may have taken its memory away while it was being read, and the driver has said so.
+   */
+  accept(columns: number): void;
+}
+
+interface Checked {
+  bytes: number;
+  mismatches: number;
+}
+
 /**
  * Stands where an accelerator would: produces the attention state of a prompt's columns and takes it back. The state is
  * a stamp in every 64-byte line, so that each refilled byte can be checked without keeping what was sent. The key of a
@@ -21,7 +37,8 @@ export class EmulatedWafer {
   constructor(private readonly columnTokens: number) {}
 
   /** The two ends for one request of a tenant over these tokens. */
-  request(isolationId: string, tokens: Uint32Array): { source: PieceSource; sink: PieceSink } {
+  request(isolationId: string, tokens: Uint32Array): WaferRequest {
+    const checked: Checked[] = [];
     const keys = columnKeys(isolationId, tokens, this.columnTokens);
     const stampOf = (column: ColumnRef, shard: number): Stamp => ({
       tenantTag: column.tenantTag,
@@ -41,12 +58,20 @@ export class EmulatedWafer {
       },
       sink: {
         read: (column, pieces) => {
+          const seen: Checked = { bytes: 0, mismatches: 0 };
           for (const [shard, piece] of pieces.entries()) {
-            this.stats.mismatches += countMismatches(piece, stampOf(column, shard));
-            this.stats.bytesVerified += piece.length;
-            this.stats.linesVerified += piece.length / LINE_BYTES;
+            seen.mismatches += countMismatches(piece, stampOf(column, shard));
+            seen.bytes += piece.length;
           }
+          checked[column.index] = seen;
         },
+      },
+      accept: (columns) => {
+        for (const { bytes, mismatches } of checked.splice(0).slice(0, columns)) {
+          this.stats.mismatches += mismatches;
+          this.stats.bytesVerified += bytes;
+          this.stats.linesVerified += bytes / LINE_BYTES;
+        }
       },
     };
   }
