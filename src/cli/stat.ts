@@ -4,7 +4,7 @@ import { formatBytes, formatCount } from '../common/units.js';
 import { defaultSocketPath } from '../kvss/config.js';
 import { type CounterName, latencyQuantile, ShardCounters } from '../kvss/counters.js';
 import { ControlClient } from '../links/control_client.js';
-import type { ShardState } from '../proto/frames.js';
+import type { PayloadOf, ShardState } from '../proto/frames.js';
 import { integerOption } from './options.js';
 import { alignRows } from './table.js';
 
@@ -28,14 +28,15 @@ export function statCommand(): Command {
 /** One look at a daemon. */
 interface Look {
   atMs: number;
-  sessions: number;
-  uptimeSeconds: number;
-  shards: (ShardState & { counters: ShardCounters })[];
+  /** Whether the daemon itself answered; the counters are live in either case. */
+  answering: boolean;
+  state: PayloadOf<'statsReply'>;
+  counters: readonly ShardCounters[];
   counts: Record<'evicts' | 'refills' | 'evictBytes' | 'refillBytes', number>[];
 }
 
 async function stat(flags: StatFlags): Promise<void> {
-  const { client } = await ControlClient.connect(flags.socket, 5_000);
+  const { client } = await ControlClient.connect(flags.socket, 1_000);
   let running = true;
   client.onEnd = (reason) => {
     console.error(`kvss: ${reason}`);
@@ -45,42 +46,43 @@ async function stat(flags: StatFlags): Promise<void> {
     running = false;
   });
   try {
-    let before: Look | undefined;
+    const { payload, descriptors } = await client.request('stats', {}, 'statsReply');
+    const counters = descriptors ? native.mapCounters(descriptors).map((segment) => new ShardCounters(segment)) : [];
+    let before = lookAt(payload, true, counters);
     do {
-      const look = await lookAt(client);
-      // Rates need two looks; with --once the first one is silent.
-      if (before || !flags.once) print(look, before, flags);
-      if (before && flags.once) break;
-      before = look;
       await new Promise((resolve) => setTimeout(resolve, flags.once ? Math.min(flags.interval, 250) : flags.interval));
-    } while (running);
+      const state = await freshState(client);
+      const look = lookAt(state ?? before.state, state !== undefined, counters);
+      print(look, before, flags);
+      before = look;
+    } while (running && !flags.once);
   } finally {
     client.close();
   }
 }
 
-async function lookAt(client: ControlClient): Promise<Look> {
-  const { payload, descriptors } = await client.request('stats', {}, 'statsReply');
-  const segments = descriptors ? native.mapCounters(descriptors) : [];
-  const shards = payload.shards.map((shard, index) => ({
-    ...shard,
-    counters: new ShardCounters(segments[index] as ArrayBuffer),
-  }));
-  return {
-    atMs: performance.now(),
-    sessions: payload.sessions,
-    uptimeSeconds: payload.uptimeSeconds,
-    shards,
-    counts: shards.map(({ counters }) => ({
-      evicts: counters.get('evicts'),
-      refills: counters.get('refills'),
-      evictBytes: counters.get('evictBytes'),
-      refillBytes: counters.get('refillBytes'),
-    })),
-  };
+/** What only the daemon knows; undefined where it does not answer. */
+async function freshState(client: ControlClient): Promise<PayloadOf<'statsReply'> | undefined> {
+  try {
+    const { payload, descriptors } = await client.request('stats', {}, 'statsReply');
+    descriptors?.close();
+    return payload;
+  } catch {
+    return undefined;
+  }
 }
 
-const TOTALS: readonly CounterName[] = [
+function lookAt(state: PayloadOf<'statsReply'>, answering: boolean, counters: readonly ShardCounters[]): Look {
+  const counts = counters.map((shard) => ({
+    evicts: shard.get('evicts'),
+    refills: shard.get('refills'),
+    evictBytes: shard.get('evictBytes'),
+    refillBytes: shard.get('refillBytes'),
+  }));
+  return { atMs: performance.now(), answering, state, counters, counts };
+}
+
+const TOTALS = [
   'sessions',
   'storedSlots',
   'evicts',
@@ -90,62 +92,52 @@ const TOTALS: readonly CounterName[] = [
   'tenantAlarms',
   'deadlines',
   'ringFaults',
-];
+] as const satisfies readonly CounterName[];
 
-function print(look: Look, before: Look | undefined, flags: StatFlags): void {
-  const seconds = before ? (look.atMs - before.atMs) / 1000 : 1;
-  const rows = look.shards.map((shard, index) => {
-    const now = look.counts[index];
-    const then = before?.counts[index] ?? now;
-    const rate = (name: keyof NonNullable<typeof now>) => ((now?.[name] ?? 0) - (then?.[name] ?? 0)) / seconds;
-    return {
-      shard: shard.index,
-      domain: shard.domain,
-      budgetBytes: shard.budgetBytes,
-      freeBytes: shard.freeBytes,
-      ...Object.fromEntries(TOTALS.map((name) => [name, shard.counters.get(name)])),
-      storedSlots: shard.counters.get('storedSlots'),
-      tenantAlarms: shard.counters.get('tenantAlarms'),
-      evictsPerSecond: rate('evicts'),
-      refillsPerSecond: rate('refills'),
-      evictGBps: rate('evictBytes') / 1e9,
-      refillGBps: rate('refillBytes') / 1e9,
-      evictP99Us: latencyQuantile(shard.counters.latency('evictLatency'), 0.99) * 1e6,
-    };
-  });
+function shardRow(look: Look, before: Look, index: number) {
+  const { [index]: state } = look.state.shards;
+  const { [index]: counters } = look.counters;
+  const seconds = (look.atMs - before.atMs) / 1000;
+  const rate = (name: keyof Look['counts'][number]) =>
+    ((look.counts[index]?.[name] ?? 0) - (before.counts[index]?.[name] ?? 0)) / seconds;
+  const totals = Object.fromEntries(TOTALS.map((name) => [name, counters?.get(name) ?? 0]));
+  return {
+    ...(state as ShardState),
+    ...(totals as Record<(typeof TOTALS)[number], number>),
+    evictsPerSecond: rate('evicts'),
+    refillsPerSecond: rate('refills'),
+    evictGBps: rate('evictBytes') / 1e9,
+    refillGBps: rate('refillBytes') / 1e9,
+    evictP99Us: latencyQuantile(counters?.latency('evictLatency') ?? [], 0.99) * 1e6,
+  };
+}
+
+function print(look: Look, before: Look, flags: StatFlags): void {
+  const { uptimeSeconds, sessions } = look.state;
+  const shards = look.counters.map((_, index) => shardRow(look, before, index));
   if (flags.json) {
-    console.log(JSON.stringify({ uptimeSeconds: look.uptimeSeconds, sessions: look.sessions, shards: rows }));
+    console.log(JSON.stringify({ answering: look.answering, uptimeSeconds, sessions, shards }));
     return;
   }
   const head = [
-    'shard',
-    'domain',
-    'budget',
-    'free',
-    'stored',
-    'evict/s',
-    'GB/s',
-    'refill/s',
-    'GB/s',
-    'evict p99',
-    'alarms',
+    ['shard', 'domain', 'budget', 'free', 'stored', 'evict/s', 'GB/s', 'refill/s', 'GB/s', 'evict p99', 'alarms'],
   ];
-  const table = alignRows([
-    head,
-    ...rows.map((row) => [
-      String(row.shard),
-      String(row.domain),
-      formatBytes(row.budgetBytes),
-      formatBytes(row.freeBytes),
-      formatCount(row.storedSlots),
-      formatCount(row.evictsPerSecond),
-      row.evictGBps.toFixed(2),
-      formatCount(row.refillsPerSecond),
-      row.refillGBps.toFixed(2),
-      `< ${row.evictP99Us.toFixed(1)} us`,
-      String(row.tenantAlarms),
-    ]),
+  const rows = shards.map((row) => [
+    String(row.index),
+    String(row.domain),
+    formatBytes(row.budgetBytes),
+    formatBytes(row.freeBytes),
+    formatCount(row.storedSlots),
+    formatCount(row.evictsPerSecond),
+    row.evictGBps.toFixed(2),
+    formatCount(row.refillsPerSecond),
+    row.refillGBps.toFixed(2),
+    `< ${row.evictP99Us.toFixed(1)} us`,
+    String(row.tenantAlarms),
   ]);
+  const daemon = look.answering
+    ? `up ${uptimeSeconds.toFixed(0)} s, ${sessions} sessions`
+    : 'the daemon does not answer';
   if (process.stdout.isTTY && !flags.once) process.stdout.write('\x1b[2J\x1b[H');
-  console.log(`up ${look.uptimeSeconds.toFixed(0)} s, ${look.sessions} sessions\n${table}`);
+  console.log(`${daemon}\n${alignRows([...head, ...rows])}`);
 }

@@ -19,17 +19,7 @@ export interface EvictResult {
 // Columns that are written before they are sent, so that shards work while the runtime writes the next ones.
 const COLUMNS_PER_BATCH = 128;
 
-/** Columns that were claimed and written, and go to one stripe together. */
-interface Batch {
-  stripe: Stripe;
-  epoch: number;
-  nodes: Node[];
-  serials: number[];
-  slots: number[];
-  generations: number[];
-}
-
-/** A place for one column: entered in the map, not visible to matches. */
+/** A place for one column: entered in the map, not visible to matches. The slot is ours until letGo. */
 interface Claim {
   stripe: Stripe;
   epoch: number;
@@ -132,6 +122,8 @@ export class Sequence {
   async #evict(source: PieceSource, deadlineMs: number): Promise<EvictResult> {
     const { map, stats } = this.core;
     const full = this.fullColumns;
+    // close() drops the tokens, and what has begun has to go on with those that it began with.
+    const tokens = this.#tokens;
     const from = this.#findTip();
     // Held until the end: the column that the new ones continue must not make room for them.
     const { tip, serial } = { tip: this.#tip, serial: this.#tipSerial };
@@ -141,8 +133,8 @@ export class Sequence {
     let stored = 0;
     try {
       for (let column = from; column < full; ) {
-        const { next, known, complete } = await this.#storeBatch(source, column, full, (batch) =>
-          running.push(this.#send(batch, deadlineMs)),
+        const { next, known, complete } = await this.#storeBatch(source, tokens, column, full, (stripe, claims) =>
+          running.push(this.#send(stripe, claims, deadlineMs)),
         );
         present += known;
         column = next;
@@ -162,12 +154,13 @@ export class Sequence {
   /** Claims, writes and sends up to a batch of columns, beginning with `column`, which continues the tip. */
   async #storeBatch(
     source: PieceSource,
+    tokens: Uint32Array,
     column: number,
     full: number,
-    send: (batch: Batch) => void,
+    send: (stripe: Stripe, claims: Claim[]) => void,
   ): Promise<{ next: number; known: number; complete: boolean }> {
     const { map } = this.core;
-    const batches = new Map<Stripe, Batch>();
+    const batches = new Map<Stripe, Claim[]>();
     const end = Math.min(full, column + COLUMNS_PER_BATCH);
     let known = 0;
     let cursor = column;
@@ -175,34 +168,37 @@ export class Sequence {
       for (; cursor < end; cursor += 1) {
         // While the runtime wrote, a shard may have died and taken the columns before this one along.
         if (!map.isCurrent(this.#tip, this.#tipSerial)) break;
-        const existing = map.child(this.#tip, this.#tokens, cursor * map.columnTokens);
+        const existing = map.child(this.#tip, tokens, cursor * map.columnTokens);
         if (existing !== NONE) {
           known += 1;
           this.#setTip(existing, cursor + 1);
           continue;
         }
-        const claim = this.#claim(cursor);
+        const claim = this.#claim(tokens, cursor);
         if (!claim) break;
         let written = false;
         try {
           const outcome = this.#write(source, claim);
           written = typeof outcome === 'boolean' ? outcome : await outcome;
         } finally {
-          if (!written && this.#holds(claim)) this.core.remove(claim.node);
+          if (!written) this.#abandon(claim);
         }
-        if (!written || !this.#holds(claim)) break;
-        this.#enlist(claim, batches);
+        if (!written) break;
+        const batch = batches.get(claim.stripe);
+        if (batch) batch.push(claim);
+        else batches.set(claim.stripe, [claim]);
+        if (!this.#holds(claim)) break;
         this.#setTip(claim.node, cursor + 1);
       }
     } finally {
       // Also where the source threw: what was written before that is good and must not stay half-way.
-      for (const batch of batches.values()) send(batch);
+      for (const [stripe, claims] of batches) send(stripe, claims);
     }
     return { next: cursor, known, complete: cursor === end };
   }
 
   /** Finds room for the column that continues the tip and enters it in the map, invisible as yet. */
-  #claim(column: number): Claim | undefined {
+  #claim(tokens: Uint32Array, column: number): Claim | undefined {
     const { core } = this;
     const { map } = core;
     // The tip may be a leaf, and must not be what makes the room.
@@ -212,7 +208,7 @@ export class Sequence {
     if (!room) return undefined;
     const { stripe, slot } = room;
     const generation = core.nextGeneration();
-    const node = map.insert(this.#tip, this.#tokens, column * map.columnTokens, stripe.index, slot, generation);
+    const node = map.insert(this.#tip, tokens, column * map.columnTokens, stripe.index, slot, generation);
     const ref: ColumnRef = { index: column, tenantTag: this.tenantTag, generation };
     return { stripe, epoch: stripe.epoch, slot, node, serial: map.serial(node), ref };
   }
@@ -222,14 +218,16 @@ export class Sequence {
     return claim.stripe.epoch === claim.epoch && this.core.map.isCurrent(claim.node, claim.serial);
   }
 
-  #enlist(claim: Claim, batches: Map<Stripe, Batch>): void {
-    const { stripe, epoch } = claim;
-    const batch = batches.get(stripe) ?? { stripe, epoch, nodes: [], serials: [], slots: [], generations: [] };
-    batch.nodes.push(claim.node);
-    batch.serials.push(claim.serial);
-    batch.slots.push(claim.slot);
-    batch.generations.push(claim.ref.generation);
-    batches.set(stripe, batch);
+  /** Gives a claim up. Only now may its slot go to another column: until now the runtime was writing there. */
+  #abandon(claim: Claim): void {
+    const { stripe, epoch, slot } = claim;
+    if (this.#holds(claim)) {
+      this.core.remove(claim.node);
+    } else if (stripe.epoch === epoch) {
+      // Removed while it was being written, perhaps because its tenant was forgotten: nothing of it may stay.
+      for (const piece of stripe.pieces(slot)) piece.fill(0);
+    }
+    stripe.letGo(slot, epoch);
   }
 
   /** Answers whether the runtime had the column. */
@@ -246,22 +244,28 @@ export class Sequence {
   }
 
   /** Sends written columns and publishes those that every shard has stored. Answers how many. */
-  async #send(batch: Batch, deadlineMs: number): Promise<number> {
+  async #send(stripe: Stripe, written: readonly Claim[], deadlineMs: number): Promise<number> {
     const { map } = this.core;
-    const outcome =
-      batch.stripe.epoch !== batch.epoch
-        ? new Uint16Array(batch.nodes.length).fill(Status.cancelled)
-        : await batch.stripe.run({
-            opcode: Opcode.evict,
-            flags: 0,
-            slots: Uint32Array.from(batch.slots),
-            generations: Float64Array.from(batch.generations),
-            tenantTag: this.tenantTag,
-            deadlineMs,
-          });
+    const claims = written.filter((claim) => {
+      const holds = this.#holds(claim);
+      if (!holds) this.#abandon(claim);
+      return holds;
+    });
+    if (claims.length === 0) return 0;
+    const finished = stripe.run({
+      opcode: Opcode.evict,
+      flags: 0,
+      slots: Uint32Array.from(claims, ({ slot }) => slot),
+      generations: Float64Array.from(claims, ({ ref }) => ref.generation),
+      tenantTag: this.tenantTag,
+      deadlineMs,
+    });
+    // In flight now, which keeps the slots as well.
+    for (const { slot, epoch } of claims) stripe.letGo(slot, epoch);
+    const outcome = await finished;
     let stored = 0;
-    for (const [item, node] of batch.nodes.entries()) {
-      if (!map.isCurrent(node, batch.serials[item] as number)) continue;
+    for (const [item, { node, serial }] of claims.entries()) {
+      if (!map.isCurrent(node, serial)) continue;
       if (outcome[item] === Status.ok) {
         map.publish(node);
         stored += 1;

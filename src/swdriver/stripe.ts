@@ -23,7 +23,7 @@ export type BatchOutcome = Uint16Array;
 
 interface RunningBatch extends OperationBatch {
   /** Shards that have not finished an item yet, by item. */
-  readonly unfinished: Uint8Array;
+  readonly unfinished: Uint16Array;
   readonly outcome: BatchOutcome;
   /** Operations of all items on all shards that have not finished. */
   open: number;
@@ -69,8 +69,8 @@ export class Stripe {
   #closed = false;
   #free: Uint32Array = new Uint32Array(0);
   #freeCount = 0;
-  /** Batches in flight that touch a slot, by slot. */
-  #busy: Uint16Array = new Uint16Array(0);
+  /** Batches in flight that touch a slot, and takers that have not let it go, by slot. */
+  #busy: Uint32Array = new Uint32Array(0);
   /** Slots that are given back as soon as nothing in flight touches them. */
   #retired: Uint8Array = new Uint8Array(0);
   #evictsIssued = 0;
@@ -130,11 +130,15 @@ export class Stripe {
 
   /** Tries again and again until the stripe is up or closed. */
   reopen(): void {
-    if (this.#closed || this.#cancelRetry) return;
+    if (this.#closed || this.#cancelRetry || this.#links.length > 0) return;
     this.#cancelRetry = this.clock.schedule(this.#retryMs, () => {
       this.#cancelRetry = undefined;
       this.#retryMs = Math.min(this.#retryMs * 2, LAST_RETRY_MS);
-      this.open().catch(() => this.reopen());
+      this.open().catch((thrown: unknown) => {
+        // Up all the same: it was a listener that threw.
+        if (this.#links.length > 0) throw thrown;
+        this.reopen();
+      });
     });
   }
 
@@ -149,14 +153,24 @@ export class Stripe {
     return this.#links.length > 0 && this.#links.every((link) => link.intact());
   }
 
-  /** A slot that nothing touches; undefined where there is none. */
+  /**
+   * A slot that nothing touches, to be written to; undefined where there is none. Whatever becomes of its column, it
+   * does not come back to the free list before letGo().
+   */
   takeSlot(): number | undefined {
     if (this.#freeCount === 0) return undefined;
     this.#freeCount -= 1;
-    return this.#free[this.#freeCount];
+    const slot = this.#free[this.#freeCount] as number;
+    this.#busy[slot] = 1;
+    return slot;
   }
 
-  /** Gives a slot back, as soon as no batch in flight touches it. */
+  /** The taker of a slot writes to it no more. Harmless where the stripe has gone down since `epoch`. */
+  letGo(slot: number, epoch: number): void {
+    if (epoch === this.#epoch) this.#release(slot);
+  }
+
+  /** Gives a slot back, as soon as no batch in flight touches it and its taker has let it go. */
   giveSlot(slot: number): void {
     if (this.#links.length === 0) return;
     if (this.#busy[slot] !== 0) this.#retired[slot] = 1;
@@ -192,7 +206,7 @@ export class Stripe {
       // the free list, where nothing is that a command in flight still touches.
       after: evict ? 0 : this.#evictsIssued,
       timeoutUs: Math.max(1, Math.ceil(request.deadlineMs * 1000)),
-      unfinished: new Uint8Array(length).fill(this.shardCount),
+      unfinished: new Uint16Array(length).fill(this.shardCount),
       outcome: new Uint16Array(length),
       open: length * this.shardCount,
       settle: undefined,
@@ -243,7 +257,7 @@ export class Stripe {
     // From the top, so that slots are handed out from 0 upwards.
     this.#free = Uint32Array.from({ length: slots }, (_, index) => slots - 1 - index);
     this.#freeCount = slots;
-    this.#busy = new Uint16Array(slots);
+    this.#busy = new Uint32Array(slots);
     this.#retired = new Uint8Array(slots);
     this.#evictsIssued = 0;
     this.#backlogs = links.map(() => ({ evicts: [], commands: [] }));
@@ -268,10 +282,14 @@ export class Stripe {
     for (const connection of this.#connections.splice(0)) connection.close();
     const lost = [...this.#batches.values()];
     this.#batches.clear();
-    // The map forgets first: what is told about the batches must find it so.
-    this.events.down(this, reason);
-    for (const batch of lost) this.#settle(batch, Status.cancelled);
-    this.reopen();
+    try {
+      // The map forgets first: what is told about the batches must find it so.
+      this.events.down(this, reason);
+    } finally {
+      // Also where a listener throws: nobody may wait for ever.
+      for (const batch of lost) this.#settle(batch, Status.cancelled);
+      this.reopen();
+    }
   }
 
   /** Sends what waits, as far as there is room, and hears what has finished. */

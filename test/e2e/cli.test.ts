@@ -1,6 +1,7 @@
+import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
-import { kvss, message, Scratch, startChild, TestDaemon } from './support.js';
+import { finish, kvss, MAIN, message, Scratch, startChild, TestDaemon, until } from './support.js';
 
 /** A chat trace: `prompts` lists the blocks of each prompt. */
 const chatTrace = (prompts: number[][]) =>
@@ -130,6 +131,27 @@ describe('kvss stat', () => {
     expect(table.stdout).toMatch(/^up \d+ s, \d sessions\nshard +domain +budget/);
     child.send('stop');
     expect((await finished).code).toBe(0);
+  });
+
+  test('goes on showing counters while the daemon does not answer', async () => {
+    using scratch = new Scratch();
+    await using daemon = await TestDaemon.start(scratch.file('s'));
+    const child = spawn(process.execPath, [MAIN, 'stat', '--socket', daemon.socket, '--json', '--interval', '50']);
+    const lines: { answering: boolean; shards: unknown[] }[] = [];
+    child.stdout.on('data', (chunk) =>
+      lines.push(
+        ...String(chunk)
+          .trim()
+          .split('\n')
+          .map((line) => JSON.parse(line)),
+      ),
+    );
+    await until(() => lines.some((line) => line.answering));
+    await daemon.freeze();
+    await until(() => lines.at(-1)?.answering === false);
+    expect(lines.at(-1)?.shards).toHaveLength(2);
+    child.kill('SIGINT');
+    await finish(child);
   });
 
   test('names the socket where nobody listens', async () => {
