@@ -36,6 +36,28 @@ Result<UniqueFd> MakeSocket() {
   return fd;
 }
 
+std::string LockPath(const std::string& path) { return path + ".lock"; }
+
+/// Takes the lock beside a socket, or says that a live daemon has it.
+Result<UniqueFd> TakeLock(const std::string& path) {
+  const std::string lock_path = LockPath(path);
+  for (;;) {
+    UniqueFd lock(::open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    if (!lock.valid()) return SystemError(Status::kNotAllowed, "cannot open " + lock_path);
+    if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
+      return Error{Status::kNotAllowed, "another KVSS daemon is already listening at " + path};
+    }
+    // A daemon that ended may have removed the name between our open and our lock; a lock on a file without a
+    // name keeps nobody out.
+    struct stat held {};
+    struct stat named {};
+    if (::fstat(lock.get(), &held) == 0 && ::stat(lock_path.c_str(), &named) == 0 &&
+        held.st_ino == named.st_ino && held.st_dev == named.st_dev) {
+      return lock;
+    }
+  }
+}
+
 }  // namespace
 
 Result<ControlSocket> ControlSocket::Connect(const std::string& path) {
@@ -130,12 +152,8 @@ Result<ControlSocket::Peer> ControlSocket::Identify() const {
 Result<ControlListener> ControlListener::Listen(const std::string& path) {
   auto address = AddressOf(path);
   if (!address.ok()) return address.error();
-  const std::string lock_path = path + ".lock";
-  UniqueFd lock(::open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-  if (!lock.valid()) return SystemError(Status::kNotAllowed, "cannot open " + lock_path);
-  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
-    return Error{Status::kNotAllowed, "another KVSS daemon is already listening at " + path};
-  }
+  auto lock = TakeLock(path);
+  if (!lock.ok()) return lock.error();
   struct stat facts {};
   if (::lstat(path.c_str(), &facts) == 0) {
     // The lock is ours, so a socket here belongs to a daemon that is dead. Anything else is somebody's file.
@@ -156,12 +174,15 @@ Result<ControlListener> ControlListener::Listen(const std::string& path) {
   if (bound != 0) return SystemError(Status::kNotAllowed, "cannot bind " + path);
   if (::listen(fd.value().get(), 64) != 0)
     return SystemError(Status::kNotAllowed, "cannot listen at " + path);
-  return ControlListener(path, std::move(fd.value()), std::move(lock));
+  return ControlListener(path, std::move(fd.value()), std::move(lock.value()));
 }
 
 ControlListener::~ControlListener() {
-  // The lock file stays: removing it would let two daemons hold two different locks of one name.
-  if (fd_.valid()) ::unlink(path_.c_str());
+  if (!fd_.valid()) return;
+  ::unlink(path_.c_str());
+  // While the lock is still held: who opened the file meanwhile finds that its name has gone, and tries
+  // again.
+  ::unlink(LockPath(path_).c_str());
 }
 
 Result<std::optional<ControlSocket>> ControlListener::Accept() {

@@ -65,6 +65,13 @@ Result<UniqueFd> MemoryObject::Duplicate() const {
   return copy;
 }
 
+Outcome MemoryObject::ForbidMoreSeals() {
+  if (::fcntl(fd(), F_ADD_SEALS, F_SEAL_SEAL) != 0) {
+    return SystemError(proto::Status::kInternal, "cannot seal a memory object against other seals");
+  }
+  return Nothing{};
+}
+
 Outcome MemoryObject::ForbidNewWriters() {
   if (::fcntl(fd(), F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SEAL) != 0) {
     return SystemError(proto::Status::kInternal, "cannot make a memory object read-only for others");

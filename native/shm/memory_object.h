@@ -34,6 +34,10 @@ class MemoryObject {
   /// A descriptor for another process. Move-only; closed unless it is sent.
   Result<UniqueFd> Duplicate() const;
 
+  /// After this nobody can add seals. For memory that a client may write: a seal of its own against writing
+  /// would also keep us from scrubbing and from giving the pages back.
+  Outcome ForbidMoreSeals();
+
   /// After this nobody can map the object for writing any more, by this descriptor or a copy of it. Mappings
   /// that exist keep working: map first, then call this, then give the descriptor away.
   Outcome ForbidNewWriters();

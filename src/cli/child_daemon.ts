@@ -1,9 +1,8 @@
 import { type ChildProcess, fork } from 'node:child_process';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { stringify } from 'yaml';
 import { localError } from '../common/errors.js';
 
 /** A daemon in a process of its own, for commands that bring their own box. */
@@ -24,9 +23,9 @@ export async function startChildDaemon(budgets: readonly number[], http: boolean
   const socket = join(directory, 'kvss.sock');
   const main = fileURLToPath(new URL('./main.js', import.meta.url));
   const flags = ['--socket', socket, '--log-level', 'warn', ...(http ? ['--http-port', '0'] : ['--no-http'])];
-  const config = join(directory, 'config.yaml');
-  writeFileSync(config, stringify({ shards: budgets.map((budget, index) => ({ budget, domain: index % 4 })) }));
-  const child = fork(main, ['serve', '--config', config, ...flags], { stdio: ['ignore', 'ignore', 'pipe', 'ipc'] });
+  const child = fork(main, ['serve', '--budget', budgets.join(','), '--shards', String(budgets.length), ...flags], {
+    stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
+  });
   let complaints = '';
   child.stderr?.on('data', (chunk) => {
     complaints = (complaints + chunk).slice(-4096);

@@ -13,12 +13,17 @@ export function integerOption(min: number, max = Number.MAX_SAFE_INTEGER): (text
   };
 }
 
-export function bytesOption(text: string): number {
+function bytesOption(text: string): number {
   try {
     return parseBytes(text);
   } catch (thrown) {
     throw new InvalidArgumentError(messageOf(thrown));
   }
+}
+
+/** A list of sizes such as `48GiB,64GiB`. */
+export function bytesListOption(text: string): number[] {
+  return text.split(',').map(bytesOption);
 }
 
 /** A list of positive integers such as `16,24,32`. */

@@ -1,13 +1,14 @@
 import { Command, Option } from 'commander';
+import { localError } from '../common/errors.js';
 import { parseConfig, readConfigFile } from '../kvss/config.js';
 import { KvssDaemon } from '../kvss/daemon.js';
-import { bytesOption, integerOption } from './options.js';
+import { bytesListOption, integerOption } from './options.js';
 
 interface ServeFlags {
   config?: string;
   socket?: string;
   shards?: number;
-  budget?: number;
+  budget?: number[];
   httpPort?: number;
   http: boolean;
   hugePages: boolean;
@@ -21,7 +22,11 @@ export function serveCommand(): Command {
     .option('-c, --config <file>', 'YAML file; flags override it')
     .option('-s, --socket <path>', 'Unix socket to listen at')
     .option('-n, --shards <count>', 'number of shards', integerOption(1, 64))
-    .option('-b, --budget <size>', 'memory of each shard, e.g. 256MiB', bytesOption)
+    .option(
+      '-b, --budget <size>',
+      'memory of each shard, e.g. 256MiB, or a list with one size a shard',
+      bytesListOption,
+    )
     .option(
       '--http-port <port>',
       'port of /metrics, /healthz and /readyz on 127.0.0.1; 0 takes a free one',
@@ -69,9 +74,13 @@ function configOf(flags: ServeFlags): ReturnType<typeof parseConfig> {
   if (flags.socket !== undefined) config.socket = flags.socket;
   if (flags.shards !== undefined || flags.budget !== undefined) {
     const listed = Array.isArray(config.shards) ? config.shards : [];
-    const count = flags.shards ?? (listed.length || 4);
+    const budgets = flags.budget ?? [];
+    const count = flags.shards ?? (budgets.length > 1 ? budgets.length : listed.length || 4);
+    if (budgets.length > 1 && budgets.length !== count) {
+      throw localError('KVSS_BAD_CONFIG', `--budget: ${budgets.length} sizes for ${count} shards`);
+    }
     config.shards = Array.from({ length: count }, (_, index) => {
-      const budget = flags.budget ?? listed[index]?.budget ?? '256MiB';
+      const budget = budgets[index] ?? budgets[0] ?? listed[index]?.budget ?? '256MiB';
       return { ...(listed[index] ?? { domain: index % 4 }), budget };
     });
   }

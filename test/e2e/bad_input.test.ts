@@ -64,6 +64,7 @@ describe('a configuration', () => {
 describe('a flag', () => {
   test.each([
     [['serve', '--budget', '-5'], "'-5' is not a size"],
+    [['serve', '--budget', '5MiB,-5'], "'-5' is not a size"],
     [['serve', '--shards', '0'], "'0' is not an integer in 1..64"],
     [['serve', '--bugdet', '5'], 'unknown option'],
     [['replay'], 'missing required argument'],
