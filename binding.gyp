@@ -7,9 +7,9 @@
       "actions": [
         {
           "action_name": "cmake",
-          "inputs": ["native/CMakeLists.txt"],
-          "outputs": ["build/native/kvss.node"],
-          "action": ["node", "scripts/build-native.mjs"]
+          "inputs": ["<(module_root_dir)/native/CMakeLists.txt"],
+          "outputs": ["<(module_root_dir)/build/native/kvss.node"],
+          "action": ["node", "<(module_root_dir)/scripts/build-native.mjs"]
         }
       ]
     }
