@@ -129,7 +129,13 @@ void EngineSession::Publish() {
 
 bool EngineSession::HasWork() {
   // Descriptors that cannot be taken yet are no work: ShardLane::Poll wakes the engine once it has made room.
-  return Takeable(Queue::kEvict) > 0 || Takeable(Queue::kCommand) > 0;
+  return Takeable(Queue::kEvict) > 0 || Takeable(Queue::kCommand) > 0 || (corrupt_ && !reported_);
+}
+
+bool EngineSession::Unfinished() {
+  if (corrupt_) return false;
+  return !core_.idle() || evict_ring_.Available().value_or(0) > 0 ||
+         command_ring_.Available().value_or(0) > 0;
 }
 
 void EngineSession::Close(uint64_t now_ns) {

@@ -32,11 +32,15 @@ class EngineSession final : private CompletionSink {
   /// Answers whether there was anything to do. After a ring position that cannot be, the session is corrupt
   /// for good.
   bool Pump(uint64_t now_ns);
-  bool corrupt() const { return corrupt_; }
+  /// Answers true once, after the session has become corrupt, wherever that was found.
+  bool ReportCorrupt() { return corrupt_ && !std::exchange(reported_, true); }
 
-  /// Descriptors wait in a ring and could be taken.
+  /// Descriptors wait in a ring and could be taken, or a corrupt session waits to be reported.
   bool HasWork();
-  uint64_t next_deadline_ns() const { return core_.next_deadline_ns(); }
+  /// Something that the client has submitted has not finished. Never of a corrupt session, which is not
+  /// served.
+  bool Unfinished();
+  uint64_t next_deadline_ns() const { return corrupt_ ? UINT64_MAX : core_.next_deadline_ns(); }
 
   /// Tells the client whether it has to wake the engine after a submission.
   void AnnounceSleep(bool sleeping);
@@ -73,6 +77,7 @@ class EngineSession final : private CompletionSink {
   uint64_t accepted_ = 0;   ///< descriptors taken from both rings
   uint64_t completed_ = 0;  ///< completions put
   bool corrupt_ = false;
+  bool reported_ = false;
 };
 
 }  // namespace kvss

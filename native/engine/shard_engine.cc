@@ -103,7 +103,7 @@ bool ShardEngine::Drain(uint64_t timeout_ns) {
   for (;;) {
     bool busy = false;
     Run([&] {
-      busy = std::ranges::any_of(sessions_, [](const auto& session) { return session->HasWork(); });
+      busy = std::ranges::any_of(sessions_, [](const auto& session) { return session->Unfinished(); });
     });
     if (!busy) return true;
     if (MonotonicNanos() >= deadline) return false;
@@ -167,9 +167,8 @@ bool ShardEngine::PumpSessions() {
   const uint64_t now = MonotonicNanos();
   bool worked = false;
   for (const auto& session : sessions_) {
-    const bool was_corrupt = session->corrupt();
     worked |= session->Pump(now);
-    if (session->corrupt() && !was_corrupt) {
+    if (session->ReportCorrupt()) {
       ++ring_faults_;
       on_corrupt_(session->id());
     }

@@ -127,7 +127,11 @@ ControlSocket::Event ControlSocket::Receive(ControlPacket* packet) {
       for (size_t index = 0; index < count; ++index) packet->descriptors.emplace_back(in[index]);
     }
   }
-  if (received <= 0 || (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) return Event::kEnd;
+  if (received <= 0 || (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) {
+    packet->bytes.clear();
+    packet->descriptors.clear();
+    return Event::kEnd;
+  }
   packet->bytes.resize(static_cast<size_t>(received));
   return Event::kPacket;
 }

@@ -67,11 +67,13 @@ Result<GrantMemory> ColumnAllocator::Allocate(const GrantGeometry& geometry) {
   // Rounded up here so that the object is whole pages of the same kind as the reserve that made room for it.
   auto object = MemoryObject::Create("kvss-grant", footprint,
                                      huge_pages_ ? HugePages::kIfAvailable : HugePages::kNever);
-  if (!object.ok()) {
+  // The owner of the grant writes it, but may not keep us from scrubbing it.
+  const Outcome sealed = object.ok() ? object.value().ForbidMoreSeals() : Outcome(object.error());
+  if (!sealed.ok()) {
     std::lock_guard lock(mutex_);
     granted_bytes_ -= footprint;
     HoldReserve();
-    return object.error();
+    return sealed.error();
   }
   return GrantMemory{geometry, std::move(object.value())};
 }

@@ -109,14 +109,23 @@ void ShardSession::AcceptEvict(const proto::Descriptor& descriptor, uint64_t now
 }
 
 bool ShardSession::EvictMayStart(const Operation& operation, const Slot& slot) {
-  // The state is asked too, because an evict that ran out of time may have stood between this one and a
-  // running one.
-  return commands_.finished >= operation.descriptor.after && evicts_.IsFinished(operation.earlier_evict) &&
-         slot.readers == 0 && slot.state != SlotState::kWriting;
+  return commands_.finished >= operation.descriptor.after && slot.readers == 0 &&
+         FinishedWithEarlier(operation.earlier_evict);
+}
+
+bool ShardSession::FinishedWithEarlier(uint64_t evict) {
+  // An evict that ran out of time has finished before those that it waited for, so one look is not enough.
+  while (evict > evicts_.finished) {
+    const Operation& operation = evicts_.At(evict);
+    if (operation.state != OperationState::kFinished) return false;
+    evict = operation.earlier_evict;
+  }
+  return true;
 }
 
 void ShardSession::StartEvict(uint64_t sequence, Operation& operation, SlotTable& table, uint64_t now_ns) {
   Slot& slot = table.slots[operation.descriptor.slot];
+  operation.earlier_evict = 0;
   if (operation.descriptor.generation <= slot.generation) {
     return FinishEvict(sequence, Status::kBadGeneration, now_ns);
   }
@@ -227,6 +236,7 @@ void ShardSession::TransferFinished(TransferKind kind, uint64_t sequence, bool s
   SlotTable* table = FindGrant(operation.descriptor.grant_id);
   Slot& slot = table->slots[operation.descriptor.slot];
   const Status status = succeeded             ? Status::kOk
+                        : closed_             ? Status::kCancelled
                         : operation.cancelled ? Status::kDeadline
                                               : Status::kTransferFailed;
   switch (kind) {

@@ -109,7 +109,7 @@ class ShardSession {
     proto::Descriptor descriptor{};
     uint64_t accepted_ns = 0;
     uint64_t deadline_ns = 0;
-    uint64_t earlier_evict = 0;  ///< evicts only: the evict into the same slot that has to finish first
+    uint64_t earlier_evict = 0;  ///< evicts that wait: the last one into the same slot before this one
     OperationState state = OperationState::kFinished;
     bool cancelled = false;
   };
@@ -125,9 +125,6 @@ class ShardSession {
     explicit Window(uint32_t size) : operations(size) {}
     Operation& At(uint64_t sequence) { return operations[sequence & (operations.size() - 1)]; }
     uint32_t Room() const { return static_cast<uint32_t>(operations.size() - (accepted - finished)); }
-    bool IsFinished(uint64_t sequence) {
-      return sequence <= finished || At(sequence).state == OperationState::kFinished;
-    }
   };
 
   Operation& Enter(Window& window, const proto::Descriptor& descriptor, uint64_t now_ns);
@@ -135,6 +132,8 @@ class ShardSession {
   SlotTable* FindGrant(uint32_t grant_id) const;
 
   bool EvictMayStart(const Operation& operation, const Slot& slot);
+  /// Whether an evict and all earlier ones into its slot have finished.
+  bool FinishedWithEarlier(uint64_t evict);
   void StartEvict(uint64_t sequence, Operation& operation, SlotTable& table, uint64_t now_ns);
   void StartCommand(uint64_t sequence, Operation& operation, uint64_t now_ns);
   void StartRefill(uint64_t sequence, Operation& operation, SlotTable& table, uint64_t now_ns);

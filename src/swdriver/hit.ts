@@ -50,7 +50,9 @@ export class Hit implements Disposable {
 
   /** Whether the pin still holds. What was read in place before this was true is what had been stored. */
   get held(): boolean {
-    return this.#held && this.#intact();
+    const last = this.columns - 1;
+    // The map is closed under prefixes: as long as the last column is in it, all are. Their tenant may be forgotten.
+    return this.#held && (last < 0 || this.#current(last)) && this.#intact();
   }
 
   /**
@@ -70,7 +72,7 @@ export class Hit implements Disposable {
         if (finished !== undefined) await finished;
         // While the sink worked the shard may have taken its memory away, or the pin may have run out: then the sink
         // may have read anything.
-        if (!this.#current(done) || !this.held) break;
+        if (!this.#held || !this.#current(done) || !this.#intact()) break;
         done += 1;
       }
       core.stats.columnsRefilled += done;
@@ -108,11 +110,8 @@ export class Hit implements Disposable {
     if (last >= 0) this.core.map.unpin(this.path[last] as Node, this.serials[last] as number);
   }
 
-  /** Whether the slots of the path still hold what they held. */
+  /** Whether the shards have taken none of their memory back. */
   #intact(): boolean {
-    const last = this.columns - 1;
-    // The map is closed under prefixes: as long as the last column is in it, all are. A tenant may have been forgotten.
-    if (last >= 0 && !this.#current(last)) return false;
     return this.stripes.every((stripe, index) => stripe.epoch === this.#epochs[index] && stripe.intact());
   }
 

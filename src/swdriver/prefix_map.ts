@@ -222,6 +222,7 @@ export class PrefixMap {
    * `size` is below the capacity.
    */
   insert(parent: Node, tokens: Uint32Array, at: number, stripe: number, slot: number, generation: number): Node {
+    if (!this.isRoot(parent) && this.#state[parent] === FREE) throw new Error('PrefixMap: insert below no column');
     const node = this.#take();
     this.#tokens.set(tokens.subarray(at, at + this.columnTokens), node * this.columnTokens);
     this.#parent[node] = parent;
