@@ -17,6 +17,7 @@ import {
   PROTOCOL_VERSION,
   Status,
 } from './generated.js';
+import { isPlainMsgpack } from './plain_msgpack.js';
 
 /** One control frame: a fixed header and a msgpack map. */
 export interface Frame {
@@ -26,8 +27,7 @@ export interface Frame {
   payload: unknown;
 }
 
-// Plain msgpack only: no record extension, no class instances, so that any client can speak it and no payload can
-// name code.
+// Plain msgpack only, both ways; isPlainMsgpack keeps out what the decoder would take besides.
 const codec = new Packr({ useRecords: false, mapsAsObjects: true, int64AsType: 'number', moreTypes: false });
 
 export function encodeFrame(frame: Frame): Uint8Array {
@@ -66,9 +66,11 @@ export function decodeFrame(bytes: Uint8Array): Frame {
     throw bad(`it announces ${header.payloadBytes} bytes of payload and has ${bytes.length - FrameHeaderLayout.bytes}`);
   }
   if (header.requestId > BigInt(Number.MAX_SAFE_INTEGER)) throw bad('the requestId is too large');
+  const body = bytes.subarray(FrameHeaderLayout.bytes);
+  if (!isPlainMsgpack(body)) throw bad('the payload is not msgpack of plain values');
   let payload: unknown;
   try {
-    payload = codec.unpack(bytes.subarray(FrameHeaderLayout.bytes));
+    payload = codec.unpack(body);
   } catch {
     throw bad('the payload is not msgpack');
   }

@@ -54,7 +54,7 @@ export class PrefixMap {
   #hash = new Uint32Array(0);
   #nextInBucket = new Uint32Array(0);
   #state = new Uint8Array(0);
-  #stripe = new Uint8Array(0);
+  #stripe = new Uint16Array(0);
   #slot = new Uint32Array(0);
   #pins = new Uint32Array(0);
   #serial = new Uint32Array(0);
@@ -91,7 +91,10 @@ export class PrefixMap {
   /** Makes room for `capacity` columns. Columns keep their numbers. Takes time and memory in proportion. */
   grow(capacity: number): void {
     const nodes = capacity + 1;
-    const larger = <T extends Int32Array | Uint32Array | Uint8Array | Float64Array>(old: T, length: number): T => {
+    const larger = <T extends Int32Array | Uint32Array | Uint16Array | Uint8Array | Float64Array>(
+      old: T,
+      length: number,
+    ): T => {
       const array = new (old.constructor as new (length: number) => T)(length);
       array.set(old);
       return array;
@@ -142,7 +145,7 @@ export class PrefixMap {
 
   /** Bytes that the map takes a column of capacity, tokens included. */
   get bytesPerColumn(): number {
-    const links = 4 * 9 + 1 * 2 + 8 * 2;
+    const links = 4 * 9 + 2 + 1 + 8 * 2;
     const heap = 4 + 8 + 4;
     return 4 * this.columnTokens + links + heap + this.#buckets.byteLength / Math.max(this.#capacity, 1);
   }

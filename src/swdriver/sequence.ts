@@ -10,7 +10,7 @@ import type { Stripe } from './stripe.js';
 export interface EvictResult {
   /** Columns that were stored now, on every shard. */
   stored: number;
-  /** Columns that the cache had already. */
+  /** Columns that the cache had already, or that another sequence is storing now. */
   present: number;
   /** Full columns that are not in the cache: no room, the runtime had them no more, or a shard failed. */
   dropped: number;

@@ -120,7 +120,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   }
 
   /**
-   * Forgets every column of a tenant and has the shards overwrite them with zeros. No match finds them from this moment
+   * Forgets every column of a tenant that can be found and has the shards overwrite them with zeros. No match finds them from this moment
    * on; resolves with their number when they have been scrubbed.
    */
   async forget(options: { isolationId: string }): Promise<number> {
@@ -171,6 +171,9 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
 
 function checkOptions(options: SwDriverOptions): void {
   const bad = (message: string) => localError('KVSS_BAD_INPUT', message);
+  if (options.capacityColumns !== undefined && !Number.isInteger(options.capacityColumns)) {
+    throw bad(`capacityColumns: ${options.capacityColumns} is no whole number`);
+  }
   if (options.daemons.length === 0) throw bad('daemons: at least one is needed');
   if (options.model.bytesPerToken.length === 0) throw bad('model.bytesPerToken: at least one shard is needed');
   for (const key of ['id', 'revision', 'dtype', 'layout'] as const) {

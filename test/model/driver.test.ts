@@ -237,6 +237,7 @@ const shape: fc.Arbitrary<WorldOptions> = fc
   .filter(({ stripes, capacityColumns }) => stripes * capacityColumns <= 24);
 
 test('whatever happens, a driver serves right bytes or a miss, and loses neither slots nor calls', async () => {
+  const total = new Map<string, number>();
   const run = fc.asyncProperty(
     shape,
     fc.constantFrom(...TROUBLES),
@@ -244,10 +245,13 @@ test('whatever happens, a driver serves right bytes or a miss, and loses neither
     async (options, trouble, commands) => {
       const world = await World.create(options);
       await fc.asyncModelRun(() => ({ model: { trouble }, real: world }), commands);
+      for (const [what, count] of Object.entries(world.driver.stats)) total.set(what, (total.get(what) ?? 0) + count);
       await world.finish();
     },
   );
   await fc.assert(run, settings(1_500));
+  // A run in which nothing ever happens would prove nothing.
+  for (const [what, count] of total) expect(count, what).toBeGreaterThan(1_000);
 });
 
 test('with room for everything and nothing going wrong, a hit is exactly as long as what was evicted', async () => {

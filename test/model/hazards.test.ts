@@ -191,6 +191,21 @@ test('the slots of a released hit are not reused before its refill has ended', a
   await world.finish();
 });
 
+test('what a sink is reading stays what it is, also where the hit is released meanwhile', async () => {
+  const world = await small({ capacityColumns: 1 });
+  await store(world, 'a', columns(1));
+  const { hit } = world.open('a', columns(1));
+  const refill = world.refill(hit, 'readLater');
+  await served(world, settled());
+  world.release(hit);
+  const other = world.open('b', columns(1, 100)).owner;
+  expect(await served(world, world.evict(other))).toEqual({ stored: 0, present: 0, dropped: 1 });
+  world.resumeRuntimes();
+  expect(await refill).toEqual({ columns: 0, tokens: 0 });
+  expect(await served(world, world.evict(other))).toEqual({ stored: 1, present: 0, dropped: 0 });
+  await world.finish();
+});
+
 test('a slot whose refill ran out of time is not reused before the shards have ended it', async () => {
   const world = await small({ capacityColumns: 1 });
   await store(world, 'a', columns(1));
@@ -492,16 +507,18 @@ test('the error of a sink comes out, and its hit can be refilled again', async (
 
 test('forgetting a tenant overwrites its columns with zeros and touches no other', async () => {
   const world = await small({ immediate: true });
-  const { owner } = world.open('a', columns(1), 'x');
+  const { owner } = world.open('ab', columns(1), 'x');
   await world.evict(owner);
-  await store(world, 'a', columns(1));
-  await store(world, '1:a', columns(2));
-  expect(await world.forget('a')).toBe(2);
+  await store(world, 'ab', columns(1));
+  await store(world, 'ac', columns(1));
+  await store(world, '2:ab', columns(1));
+  expect(await world.forget('ab')).toBe(2);
   expect(world.driver.columns).toBe(2);
-  expect(world.open('a', columns(1), 'x').hit.hit.columns).toBe(0);
-  const { hit } = world.open('1:a', columns(2));
-  expect((await world.refill(hit))?.columns).toBe(2);
-  // Four slots: two hold the other tenant's columns, the rest nothing at all.
+  expect(world.open('ab', columns(1), 'x').hit.hit.columns).toBe(0);
+  for (const other of ['ac', '2:ab']) {
+    expect((await world.refill(world.open(other, columns(1)).hit))?.columns).toBe(1);
+  }
+  // Four slots: two hold columns of other tenants, the rest nothing at all.
   for (const link of links(world)) {
     const empty = range(4, 0).filter((slot) => link.piece(slot).every((byte) => byte === 0));
     expect(empty).toHaveLength(2);
