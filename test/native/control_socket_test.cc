@@ -8,9 +8,11 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <thread>
 
 #include "harness.h"
 
@@ -303,8 +305,32 @@ TEST("a path that is empty, too long or in no folder is refused") {
 TEST("a listener that ends takes its socket away, and the path can be used again") {
   const Folder folder;
   { const ControlListener listener = Must(ControlListener::Listen(folder.Socket())); }
-  CHECK(!std::filesystem::exists(folder.Socket()));
+  CHECK(std::filesystem::is_empty(folder.path));
   CHECK(ControlListener::Listen(folder.Socket()).ok());
+}
+
+TEST("of many that want one path only one listens at a time") {
+  const Folder folder;
+  std::atomic<int> listening{0};
+  std::atomic<int> listened{0};
+  std::atomic<bool> alone{true};
+  std::vector<std::thread> rivals;
+  for (int rival = 0; rival < 4; ++rival) {
+    rivals.emplace_back([&] {
+      for (int round = 0; round < 100; ++round) {
+        auto listener = ControlListener::Listen(folder.Socket());
+        if (!listener.ok()) continue;
+        if (listening.fetch_add(1) != 0) alone = false;
+        listened.fetch_add(1);
+        struct stat facts {};
+        if (::stat(folder.Socket().c_str(), &facts) != 0 || (facts.st_mode & 0777) != 0600) alone = false;
+        listening.fetch_sub(1);
+      }
+    });
+  }
+  for (std::thread& rival : rivals) rival.join();
+  CHECK(alone.load());
+  CHECK(listened.load() > 0);
 }
 
 }  // namespace

@@ -440,7 +440,8 @@ TEST("descriptors full of nonsense are refused one by one and the session goes o
 TEST("a sleeping engine wakes for every single submission") {
   Shard shard(HioMode::kBuffered);
   const Client client = shard.Open(1);
-  // An engine that nobody woke would only look up once a second.
+  // An engine that nobody woke would only look up once a second, and this test would not end in time. The
+  // same holds for the next two.
   for (uint64_t generation = 1; generation <= 500; ++generation) {
     client.Submit(Queue::kEvict, Evict(0, generation));
     CHECK_EQ(client.AwaitStatus(), Status::kOk);
@@ -455,9 +456,25 @@ TEST("a sleeping engine wakes for a deadline") {
   const Client client = shard.Open(1);
   Descriptor never = Refill(0, 1, 1);
   never.timeout_us = 1000;
-  client.Submit(Queue::kCommand, never);
-  CHECK_EQ(client.AwaitStatus(), Status::kDeadline);
-  CHECK_EQ(client.lane->command_count(), 1u);
+  for (uint64_t round = 1; round <= 100; ++round) {
+    client.Submit(Queue::kCommand, never);
+    CHECK_EQ(client.AwaitStatus(), Status::kDeadline);
+    CHECK_EQ(client.lane->command_count(), round);
+  }
+}
+
+TEST("a sleeping engine wakes when a client makes room for completions") {
+  Shard shard(HioMode::kBuffered);
+  const Client client = shard.Open(1);
+  uint64_t generation = 0;
+  for (int round = 0; round < 100; ++round) {
+    // Three rings full: two of completions, and one of evicts that the engine leaves where they are.
+    for (uint32_t burst = 0; burst < 3; ++burst) {
+      for (uint32_t index = 0; index < 8; ++index) client.Submit(Queue::kEvict, Evict(0, ++generation));
+      shard.AwaitTurn();
+    }
+    client.Await(24);
+  }
 }
 
 TEST("an engine wakes no client that has not asked for it") {
@@ -527,6 +544,37 @@ TEST("closing a session frees its memory, and what it kept mapped reads zeros") 
   CHECK_EQ(shard.counters().stored_slots.load(), 0u);
   // Harmless where there is nothing left to close.
   shard.host->CloseSession(1);
+}
+
+TEST("who reads a slot in place and finds it gone can tell that the memory was taken away") {
+  Shard shard;
+  const Client client = shard.Open(1);
+  std::memset(client.slots.data(), 0xa5, client.slots.bytes());
+  CHECK(!client.lane->revoked());
+  std::atomic<bool> reading{false};
+  std::atomic<bool> closed{false};
+  std::future<bool> reader = std::async(std::launch::async, [&] {
+    const auto* words = client.slots.At<std::atomic<uint64_t>>(0, client.slots.bytes() / sizeof(uint64_t));
+    for (uint64_t at = 0;; at = (at + 512) % (client.slots.bytes() / sizeof(uint64_t))) {
+      const bool last = closed.load();
+      const bool gone = words[at].load(std::memory_order_relaxed) == 0;
+      reading.store(true);
+      if (gone || last) return gone && client.lane->revoked();
+      std::this_thread::yield();
+    }
+  });
+  while (!reading.load()) std::this_thread::yield();
+  shard.host->CloseSession(1);
+  closed.store(true);
+  CHECK(reader.get());
+}
+
+TEST("a grant that is given back revokes no other memory of its session") {
+  Shard shard;
+  const Client client = shard.Open(1);
+  CHECK(shard.host->AddGrant(1, 2, 1, kPieceBytes).ok());
+  CHECK(shard.host->RemoveGrant(1, 2).ok());
+  CHECK(!client.lane->revoked());
 }
 
 TEST("a delete with scrub leaves zeros in its slot and in no other") {
