@@ -11,6 +11,7 @@ Napi::Function ControlChannel::Define(Napi::Env env) {
   Napi::Function constructor = DefineClass(env, "ControlChannel",
                                            {
                                                StaticMethod<&ControlChannel::Connect>("connect"),
+                                               StaticMethod<&ControlChannel::Adopt>("adopt"),
                                                InstanceMethod<&ControlChannel::Start>("start"),
                                                InstanceMethod<&ControlChannel::Send>("send"),
                                                InstanceMethod<&ControlChannel::CloseFromJs>("close"),
@@ -37,6 +38,11 @@ Napi::Value ControlChannel::Connect(const Napi::CallbackInfo& info) {
   auto socket = ControlSocket::Connect(info[0].As<Napi::String>().Utf8Value());
   if (!socket.ok()) throw ToJsError(info.Env(), socket.error());
   return Wrap(info.Env(), std::move(socket.value()));
+}
+
+Napi::Value ControlChannel::Adopt(const Napi::CallbackInfo& info) {
+  std::vector<UniqueFd> fds = DescriptorBundle::Take(info[0], 1);
+  return Wrap(info.Env(), ControlSocket(std::move(fds.front()), ControlSocket::Framing::kStream));
 }
 
 void ControlChannel::Start(const Napi::CallbackInfo& info) {

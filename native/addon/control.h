@@ -20,6 +20,7 @@ class ControlChannel : public Napi::ObjectWrap<ControlChannel> {
 
  private:
   static Napi::Value Connect(const Napi::CallbackInfo& info);
+  static Napi::Value Adopt(const Napi::CallbackInfo& info);
   void Start(const Napi::CallbackInfo& info);
   void Send(const Napi::CallbackInfo& info);
   void CloseFromJs(const Napi::CallbackInfo& info);

@@ -21,12 +21,22 @@ Napi::Value DescriptorBundle::Wrap(Napi::Env env, std::vector<UniqueFd> descript
   return object;
 }
 
-std::vector<UniqueFd> DescriptorBundle::TakeAll(const Napi::Value& value) {
+DescriptorBundle* DescriptorBundle::Of(const Napi::Value& value) {
   if (!value.IsObject() ||
       !value.As<Napi::Object>().InstanceOf(Environment::Of(value.Env()).bundle_class.Value())) {
     throw Napi::TypeError::New(value.Env(), "expected a descriptor bundle");
   }
-  return std::exchange(Unwrap(value.As<Napi::Object>())->descriptors_, {});
+  return Unwrap(value.As<Napi::Object>());
+}
+
+std::vector<UniqueFd> DescriptorBundle::TakeAll(const Napi::Value& value) {
+  return std::exchange(Of(value)->descriptors_, {});
+}
+
+std::vector<int> DescriptorBundle::Peek(const Napi::Value& value) {
+  std::vector<int> numbers;
+  for (const UniqueFd& fd : Of(value)->descriptors_) numbers.push_back(fd.get());
+  return numbers;
 }
 
 std::vector<UniqueFd> DescriptorBundle::Take(const Napi::Value& value, size_t expected) {

@@ -38,10 +38,13 @@ class DescriptorBundle : public Napi::ObjectWrap<DescriptorBundle> {
   /// `expected` no more.
   static std::vector<UniqueFd> Take(const Napi::Value& value, size_t expected);
   static std::vector<UniqueFd> TakeAll(const Napi::Value& value);
+  /// Numbers of the descriptors, which stay in the bundle.
+  static std::vector<int> Peek(const Napi::Value& value);
 
   explicit DescriptorBundle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<DescriptorBundle>(info) {}
 
  private:
+  static DescriptorBundle* Of(const Napi::Value& value);
   Napi::Value Count(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);
 

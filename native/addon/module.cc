@@ -6,6 +6,7 @@
 #include "addon/environment.h"
 #include "addon/lane.h"
 #include "addon/shard.h"
+#include "addon/stream.h"
 
 namespace kvss::addon {
 namespace {
@@ -26,6 +27,10 @@ Napi::Object Initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("Lane", Lane::Define(env));
   exports.Set("ControlListener", ControlListenerWrap::Define(env));
   exports.Set("ControlChannel", ControlChannel::Define(env));
+  exports.Set("StreamListener", StreamListenerWrap::Define(env));
+  exports.Set("StreamLane", StreamLaneWrap::Define(env));
+  exports.Set("connectLane", Napi::Function::New<ConnectLaneFromJs>(env, "connectLane"));
+  exports.Set("answerLane", Napi::Function::New<AnswerLaneFromJs>(env, "answerLane"));
   exports.Set("mapGrant", Napi::Function::New<MapGrant>(env, "mapGrant"));
   exports.Set("mapCounters", Napi::Function::New<MapCounters>(env, "mapCounters"));
   exports.Set("joinBundles", Napi::Function::New<JoinBundles>(env, "joinBundles"));

@@ -29,9 +29,9 @@ std::vector<UniqueFd> InOrder(SessionEndpoints endpoints) {
 }
 
 /// Calls a JavaScript function from the engine thread. Freed with the last engine that may call it.
-struct CorruptNotifier {
+struct FaultNotifier {
   Napi::ThreadSafeFunction call;
-  ~CorruptNotifier() { call.Release(); }
+  ~FaultNotifier() { call.Release(); }
 };
 
 }  // namespace
@@ -42,6 +42,8 @@ Napi::Function Shard::Define(Napi::Env env) {
                   {
                       StaticMethod<&Shard::Create>("create"),
                       InstanceMethod<&Shard::OpenSession>("openSession"),
+                      InstanceMethod<&Shard::OpenStreamSession>("openStreamSession"),
+                      InstanceMethod<&Shard::AddLane>("addLane"),
                       InstanceMethod<&Shard::AddGrant>("addGrant"),
                       InstanceMethod<&Shard::RemoveGrant>("removeGrant"),
                       InstanceMethod<&Shard::CloseSession>("closeSession"),
@@ -64,20 +66,23 @@ Napi::Value Shard::Create(const Napi::CallbackInfo& info) {
   options.engine.mode = ModeOf(in.Get("hioMode").As<Napi::String>());
   options.engine.spin_us = static_cast<uint32_t>(Unsigned(in.Get("spinUs")));
 
-  auto notifier = std::make_shared<CorruptNotifier>();
+  auto notifier = std::make_shared<FaultNotifier>();
   notifier->call =
-      Napi::ThreadSafeFunction::New(env, info[1].As<Napi::Function>(), "kvss-corrupt-ring", 0, 1);
+      Napi::ThreadSafeFunction::New(env, info[1].As<Napi::Function>(), "kvss-session-fault", 0, 1);
   notifier->call.Unref(env);
-  const auto on_corrupt = [notifier](uint64_t session_id) {
-    notifier->call.NonBlockingCall([session_id](Napi::Env js, Napi::Function callback) {
-      if (js != nullptr) callback.Call({Napi::Number::New(js, static_cast<double>(session_id))});
+  const auto on_fault = [notifier](uint64_t session_id, SessionFault fault) {
+    static constexpr const char* kNames[] = {"ring", "protocol", "laneEnded"};
+    notifier->call.NonBlockingCall([session_id, fault](Napi::Env js, Napi::Function callback) {
+      if (js == nullptr) return;
+      callback.Call({Napi::Number::New(js, static_cast<double>(session_id)),
+                     Napi::String::New(js, kNames[static_cast<size_t>(fault)])});
     });
   };
   using Host = std::shared_ptr<ShardHost>;
   return AsyncTask<Host>::Run(
       env,
-      [options, on_corrupt]() -> Result<Host> {
-        auto host = ShardHost::Create(options, on_corrupt);
+      [options, on_fault]() -> Result<Host> {
+        auto host = ShardHost::Create(options, on_fault);
         if (!host.ok()) return host.error();
         return Host(std::move(host.value()));
       },
@@ -102,6 +107,25 @@ Napi::Value Shard::OpenSession(const Napi::CallbackInfo& info) {
       [](Napi::Env env, SessionEndpoints endpoints) {
         return DescriptorBundle::Wrap(env, InOrder(std::move(endpoints)));
       });
+}
+
+Napi::Value Shard::OpenStreamSession(const Napi::CallbackInfo& info) {
+  return AsyncTask<Nothing>::Run(
+      info.Env(),
+      [host = Host(info), id = Unsigned(info[0]), window = Unsigned(info[1])] {
+        return host->OpenStreamSession(id, static_cast<uint32_t>(std::min<uint64_t>(window, UINT32_MAX)));
+      },
+      Undefined);
+}
+
+Napi::Value Shard::AddLane(const Napi::CallbackInfo& info) {
+  auto fds = std::make_shared<std::vector<UniqueFd>>(DescriptorBundle::Take(info[3], 1));
+  return AsyncTask<Nothing>::Run(
+      info.Env(),
+      [host = Host(info), id = Unsigned(info[0]), kind = static_cast<proto::LaneKind>(Unsigned(info[1])),
+       stream = static_cast<uint32_t>(Unsigned(info[2])),
+       fds] { return host->AddLane(id, kind, stream, std::move(fds->front())); },
+      Undefined);
 }
 
 Napi::Value Shard::AddGrant(const Napi::CallbackInfo& info) {

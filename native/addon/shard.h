@@ -18,6 +18,8 @@ class Shard : public Napi::ObjectWrap<Shard> {
  private:
   static Napi::Value Create(const Napi::CallbackInfo& info);
   Napi::Value OpenSession(const Napi::CallbackInfo& info);
+  Napi::Value OpenStreamSession(const Napi::CallbackInfo& info);
+  Napi::Value AddLane(const Napi::CallbackInfo& info);
   Napi::Value AddGrant(const Napi::CallbackInfo& info);
   Napi::Value RemoveGrant(const Napi::CallbackInfo& info);
   Napi::Value CloseSession(const Napi::CallbackInfo& info);

@@ -1,83 +1,81 @@
 #pragma once
 
-#include <sys/eventfd.h>
+#include <cstdint>
+#include <optional>
+#include <utility>
 
-#include "base/unique_fd.h"
-#include "engine/shared_memory_port.h"
-#include "shm/segments.h"
+#include "base/result.h"
+#include "store/column_allocator.h"
 #include "store/shard_session.h"
 
 namespace kvss {
 
-/// What a driver needs to reach its session on this shard.
-struct SessionEndpoints {
-  UniqueFd submit_segment;
-  UniqueFd status_segment;
-  UniqueFd submit_wake;      ///< eventfd: the client writes it when the engine sleeps
-  UniqueFd completion_wake;  ///< eventfd: the engine writes it when the client sleeps
+/// Why a session cannot be served any more.
+enum class SessionFault : uint8_t {
+  kRing,       ///< impossible ring positions
+  kProtocol,   ///< frames that cannot be
+  kLaneEnded,  ///< a connection has gone
 };
 
-/// One driver session as the engine sees it: its rings, its shard core and its wakes. The engine thread alone
-/// uses it once it is attached.
-class EngineSession final : private CompletionSink {
+/// One driver session as an engine serves it, whatever its requests travel over. The engine thread alone uses
+/// it once it is attached.
+class EngineSession {
  public:
-  static Result<std::unique_ptr<EngineSession>> Create(uint64_t id, uint32_t ring_entries, ShardTally* tally);
+  explicit EngineSession(uint64_t id) : id_(id) {}
+  virtual ~EngineSession() = default;
+  EngineSession(const EngineSession&) = delete;
+  EngineSession& operator=(const EngineSession&) = delete;
 
-  Result<SessionEndpoints> Endpoints() const;
-
-  Outcome AddGrant(uint32_t grant_id, const GrantGeometry& geometry, MemoryObject* object);
-  Outcome RemoveGrant(uint32_t grant_id);
-
-  /// Takes a bounded number of descriptors from both rings, evicts first, and publishes what finished.
-  /// Answers whether there was anything to do. After a ring position that cannot be, the session is corrupt
-  /// for good.
-  bool Pump(uint64_t now_ns);
-  /// Answers true once, after the session has become corrupt, wherever that was found.
-  bool ReportCorrupt() { return corrupt_ && !std::exchange(reported_, true); }
-
-  /// Descriptors wait in a ring and could be taken, or a corrupt session waits to be reported.
-  bool HasWork();
-  /// Something that the client has submitted has not finished. Never of a corrupt session, which is not
-  /// served.
-  bool Unfinished();
-  uint64_t next_deadline_ns() const { return corrupt_ ? UINT64_MAX : core_.next_deadline_ns(); }
-
-  /// Tells the client whether it has to wake the engine after a submission.
-  void AnnounceSleep(bool sleeping);
-  int submit_wake_fd() const { return submit_wake_.get(); }
-
-  /// Ends the session. Readers in place can tell from now on that the bytes may go.
-  void Close(uint64_t now_ns);
-  bool quiescent() const { return core_.quiescent(); }
   uint64_t id() const { return id_; }
 
- private:
-  EngineSession(uint64_t id, SessionSegments segments, ShardTally* tally);
+  /// The memory must outlive the grant.
+  virtual Outcome AddGrant(uint32_t grant_id, GrantMemory* memory) = 0;
+  virtual Outcome RemoveGrant(uint32_t grant_id) = 0;
 
-  void Complete(const proto::Completion& completion) override;
-  enum class Queue { kEvict, kCommand };
-  RingConsumer<proto::Descriptor>& Ring(Queue queue) {
-    return queue == Queue::kEvict ? evict_ring_ : command_ring_;
+  /// Does a bounded amount of what there is to do, evicts first, and publishes what finished. Answers whether
+  /// there was anything. After a fault the session does nothing more.
+  virtual bool Pump(uint64_t now_ns) = 0;
+  /// Answers with the fault once, after the session has failed, wherever that was found.
+  std::optional<SessionFault> ReportFault() {
+    return fault_ && !std::exchange(reported_, true) ? fault_ : std::nullopt;
   }
-  /// Descriptors of a queue that can be accepted now. Finds out about corrupt ring positions.
-  uint32_t Takeable(Queue queue);
-  bool Drain(Queue queue, uint32_t limit, uint64_t now_ns);
-  void Publish();
 
+  /// Pump would find something, or a fault waits to be reported.
+  virtual bool HasWork() = 0;
+  /// Something that the client has submitted has not finished. Never of a failed session, which is not
+  /// served.
+  virtual bool Unfinished() = 0;
+  virtual uint64_t next_deadline_ns() const = 0;
+
+  /// Tells the client whether it has to wake the engine after a submission.
+  virtual void AnnounceSleep(bool sleeping) = 0;
+  /// Enters, or takes out, what wakes the engine while it sleeps. Event data is a LaneEvents, or null.
+  virtual void WatchWith(int epoll_fd) = 0;
+  virtual void UnwatchWith(int epoll_fd) = 0;
+
+  /// Whether the engine has to ask epoll between turns.
+  virtual bool uses_streams() const { return false; }
+
+  /// Ends the session; afterwards nothing touches its memory.
+  virtual void Close(uint64_t now_ns) = 0;
+
+ protected:
+  bool failed() const { return fault_.has_value(); }
+  void Fail(SessionFault fault) {
+    if (!fault_) fault_ = fault;
+  }
+  bool fault_unreported() const { return fault_ && !reported_; }
+
+ private:
   const uint64_t id_;
-  SessionSegments segments_;
-  UniqueFd submit_wake_;
-  UniqueFd completion_wake_;
-  RingConsumer<proto::Descriptor> evict_ring_;
-  RingConsumer<proto::Descriptor> command_ring_;
-  RingProducer<proto::Completion> completion_ring_;
-  SharedMemoryPort port_;
-  ShardSession core_;
-  uint32_t unpublished_ = 0;
-  uint64_t accepted_ = 0;   ///< descriptors taken from both rings
-  uint64_t completed_ = 0;  ///< completions put
-  bool corrupt_ = false;
+  std::optional<SessionFault> fault_;
   bool reported_ = false;
+};
+
+/// What epoll has said of a stream; the engine stores it here.
+struct LaneEvents {
+  bool readable = true;
+  bool writable = true;
 };
 
 }  // namespace kvss

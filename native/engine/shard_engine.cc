@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 
 #include <algorithm>
 
@@ -27,12 +28,11 @@ inline void Pause() {
 
 }  // namespace
 
-Result<std::unique_ptr<ShardEngine>> ShardEngine::Start(const EngineOptions& options,
-                                                        CorruptHandler on_corrupt) {
+Result<std::unique_ptr<ShardEngine>> ShardEngine::Start(const EngineOptions& options, FaultHandler on_fault) {
   auto counters = CountersSegment::Create(options.shard);
   if (!counters.ok()) return counters.error();
   std::unique_ptr<ShardEngine> engine(
-      new ShardEngine(options, std::move(counters.value()), std::move(on_corrupt)));
+      new ShardEngine(options, std::move(counters.value()), std::move(on_fault)));
   engine->epoll_ = UniqueFd(::epoll_create1(EPOLL_CLOEXEC));
   engine->task_wake_ = UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   epoll_event event{.events = EPOLLIN | EPOLLET, .data = {}};
@@ -46,8 +46,8 @@ Result<std::unique_ptr<ShardEngine>> ShardEngine::Start(const EngineOptions& opt
   return engine;
 }
 
-ShardEngine::ShardEngine(const EngineOptions& options, CountersSegment counters, CorruptHandler on_corrupt)
-    : options_(options), counters_(std::move(counters)), on_corrupt_(std::move(on_corrupt)) {}
+ShardEngine::ShardEngine(const EngineOptions& options, CountersSegment counters, FaultHandler on_fault)
+    : options_(options), counters_(std::move(counters)), on_fault_(std::move(on_fault)) {}
 
 ShardEngine::~ShardEngine() {
   if (!thread_.joinable()) return;
@@ -71,9 +71,8 @@ void ShardEngine::Run(const std::function<void()>& task) {
 
 void ShardEngine::Attach(std::unique_ptr<EngineSession> session) {
   Run([&] {
-    epoll_event event{.events = EPOLLIN | EPOLLET, .data = {}};
-    // Where the kernel refuses, the heartbeat still finds the work: slow, but not stuck.
-    (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, session->submit_wake_fd(), &event);
+    session->WatchWith(epoll_.get());
+    streams_ += session->uses_streams();
     sessions_.push_back(std::move(session));
   });
 }
@@ -86,10 +85,9 @@ std::unique_ptr<EngineSession> ShardEngine::Detach(uint64_t session_id) {
     if (found == sessions_.end()) return;
     detached = std::move(*found);
     sessions_.erase(found);
-    (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, detached->submit_wake_fd(), nullptr);
+    detached->UnwatchWith(epoll_.get());
+    streams_ -= detached->uses_streams();
     detached->Close(MonotonicNanos());
-    // Transfers of this port end inside Begin, so nothing can be running here.
-    KVSS_CHECK(detached->quiescent());
   });
   return detached;
 }
@@ -164,16 +162,30 @@ bool ShardEngine::RunTasks() {
 
 bool ShardEngine::PumpSessions() {
   if (sessions_.empty()) return false;
+  if (streams_ > 0) TakeEvents(0);
   const uint64_t now = MonotonicNanos();
   bool worked = false;
   for (const auto& session : sessions_) {
     worked |= session->Pump(now);
-    if (session->ReportCorrupt()) {
-      ++ring_faults_;
-      on_corrupt_(session->id());
+    if (const auto fault = session->ReportFault()) {
+      ring_faults_ += *fault != SessionFault::kLaneEnded;
+      on_fault_(session->id(), *fault);
     }
   }
   return worked;
+}
+
+void ShardEngine::TakeEvents(int timeout_ms) {
+  epoll_event events[64];
+  const int count = ::epoll_wait(epoll_.get(), events, 64, timeout_ms);
+  for (int index = 0; index < count; ++index) {
+    // Rings are looked at anyway, so for them it is enough to be awake. Streams are told which of them is
+    // ready.
+    auto* lane = static_cast<LaneEvents*>(events[index].data.ptr);
+    if (lane == nullptr) continue;
+    lane->readable |= (events[index].events & (EPOLLIN | EPOLLHUP | EPOLLERR | EPOLLRDHUP)) != 0;
+    lane->writable |= (events[index].events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0;
+  }
 }
 
 void ShardEngine::SleepUntilWork() {
@@ -191,10 +203,7 @@ void ShardEngine::SleepUntilWork() {
   if (!work) {
     ++sleeps_;
     const uint64_t now = MonotonicNanos();
-    const int timeout_ms = wake_at <= now ? 0 : static_cast<int>((wake_at - now) / 1'000'000 + 1);
-    epoll_event events[8];
-    // Edge-triggered: which descriptor fired does not matter, every ring is looked at anyway.
-    (void)::epoll_wait(epoll_.get(), events, 8, timeout_ms);
+    TakeEvents(wake_at <= now ? 0 : static_cast<int>((wake_at - now) / 1'000'000 + 1));
   }
   for (const auto& session : sessions_) session->AnnounceSleep(false);
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/engine_session.h"
+#include "shm/segments.h"
 
 namespace kvss {
 
@@ -28,11 +29,10 @@ struct EngineOptions {
 /// other threads hand it short tasks.
 class ShardEngine {
  public:
-  /// Called from the engine thread when a session must be ended because its client wrote impossible
-  /// positions.
-  using CorruptHandler = std::function<void(uint64_t session_id)>;
+  /// Called from the engine thread when a session must be ended.
+  using FaultHandler = std::function<void(uint64_t session_id, SessionFault fault)>;
 
-  static Result<std::unique_ptr<ShardEngine>> Start(const EngineOptions& options, CorruptHandler on_corrupt);
+  static Result<std::unique_ptr<ShardEngine>> Start(const EngineOptions& options, FaultHandler on_fault);
   /// Stops the thread. Sessions must have been detached.
   ~ShardEngine();
 
@@ -52,7 +52,7 @@ class ShardEngine {
   const CountersSegment& counters() const { return counters_; }
 
  private:
-  ShardEngine(const EngineOptions& options, CountersSegment counters, CorruptHandler on_corrupt);
+  ShardEngine(const EngineOptions& options, CountersSegment counters, FaultHandler on_fault);
 
   struct Task {
     const std::function<void()>* run;
@@ -62,17 +62,19 @@ class ShardEngine {
   void Loop();
   bool RunTasks();
   bool PumpSessions();
+  void TakeEvents(int timeout_ms);
   void SleepUntilWork();
   void PublishCounters();
   EngineSession* Find(uint64_t session_id);
 
   const EngineOptions options_;
   CountersSegment counters_;
-  CorruptHandler on_corrupt_;
+  FaultHandler on_fault_;
   ShardTally tally_;
   UniqueFd epoll_;
   UniqueFd task_wake_;
   std::vector<std::unique_ptr<EngineSession>> sessions_;
+  int streams_ = 0;  ///< sessions whose sockets epoll is asked about
   uint64_t turns_ = 0;
   uint64_t sleeps_ = 0;
   uint64_t ring_faults_ = 0;

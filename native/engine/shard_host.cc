@@ -4,37 +4,70 @@ namespace kvss {
 
 using proto::Status;
 
+namespace {
+
+Outcome CheckRing(uint32_t entries) {
+  if (ValidRingEntries(entries)) return Nothing{};
+  return Error{Status::kLimitExceeded,
+               "a ring of " + std::to_string(entries) + " entries: must be a power of two in " +
+                   std::to_string(proto::kMinRingEntries) + ".." + std::to_string(proto::kMaxRingEntries)};
+}
+
+}  // namespace
+
 Result<std::unique_ptr<ShardHost>> ShardHost::Create(const ShardOptions& options,
-                                                     ShardEngine::CorruptHandler on_corrupt) {
+                                                     ShardEngine::FaultHandler on_fault) {
   auto allocator = ColumnAllocator::Create(options.budget_bytes, options.huge_pages);
   if (!allocator.ok()) return allocator.error();
-  auto engine = ShardEngine::Start(options.engine, std::move(on_corrupt));
+  auto engine = ShardEngine::Start(options.engine, std::move(on_fault));
   if (!engine.ok()) return engine.error();
   return std::unique_ptr<ShardHost>(new ShardHost(std::move(allocator.value()), std::move(engine.value())));
 }
 
 ShardHost::~ShardHost() {
   std::vector<uint64_t> open;
-  for (const auto& [session_id, grants] : sessions_) open.push_back(session_id);
+  for (const auto& [session_id, session] : sessions_) open.push_back(session_id);
   for (const uint64_t session_id : open) CloseSession(session_id);
 }
 
 Result<SessionEndpoints> ShardHost::OpenSession(uint64_t session_id, uint32_t ring_entries) {
-  if (!ValidRingEntries(ring_entries)) {
-    return Error{Status::kLimitExceeded,
-                 "a ring of " + std::to_string(ring_entries) + " entries: must be a power of two in " +
-                     std::to_string(proto::kMinRingEntries) + ".." + std::to_string(proto::kMaxRingEntries)};
-  }
-  auto session = EngineSession::Create(session_id, ring_entries, engine_->tally());
+  if (Outcome valid = CheckRing(ring_entries); !valid.ok()) return valid.error();
+  auto session = RingSession::Create(session_id, ring_entries, engine_->tally());
   if (!session.ok()) return session.error();
   auto endpoints = session.value()->Endpoints();
   if (!endpoints.ok()) return endpoints.error();
+  Outcome entered = Enter(std::move(session.value()), nullptr);
+  if (!entered.ok()) return entered.error();
+  return endpoints;
+}
+
+Outcome ShardHost::OpenStreamSession(uint64_t session_id, uint32_t window) {
+  if (Outcome valid = CheckRing(window); !valid.ok()) return valid;
+  auto session = std::make_unique<StreamSession>(session_id, window, engine_->tally());
+  StreamSession* stream = session.get();
+  return Enter(std::move(session), stream);
+}
+
+Outcome ShardHost::Enter(std::unique_ptr<EngineSession> session, StreamSession* stream) {
   std::lock_guard lock(mutex_);
-  if (!sessions_.emplace(session_id, Grants{}).second) {
+  if (!sessions_.emplace(session->id(), Session{stream, {}}).second) {
     return Error{Status::kNotAllowed, "the session is attached to this shard already"};
   }
-  engine_->Attach(std::move(session.value()));
-  return endpoints;
+  engine_->Attach(std::move(session));
+  return Nothing{};
+}
+
+Outcome ShardHost::AddLane(uint64_t session_id, proto::LaneKind kind, uint32_t stream, UniqueFd fd) {
+  std::lock_guard lock(mutex_);
+  const auto session = sessions_.find(session_id);
+  if (session == sessions_.end() || session->second.stream == nullptr) {
+    return Error{Status::kNotAllowed, "the session takes no lanes"};
+  }
+  Outcome added = Error{Status::kNotAllowed, "the session has ended"};
+  engine_->WithSession(session_id, [&](EngineSession* engine_session) {
+    if (engine_session != nullptr) added = session->second.stream->AddLane(kind, stream, std::move(fd));
+  });
+  return added;
 }
 
 Result<GrantedMemory> ShardHost::AddGrant(uint64_t session_id, uint32_t grant_id, uint64_t slots,
@@ -46,6 +79,10 @@ Result<GrantedMemory> ShardHost::AddGrant(uint64_t session_id, uint32_t grant_id
   auto memory = std::make_unique<GrantMemory>(std::move(allocated.value()));
   const bool huge_pages = memory->object.huge_pages();
 
+  if (Outcome mapped = MapIfStream(session_id, memory.get()); !mapped.ok()) {
+    allocator_->Free(std::move(*memory));
+    return mapped.error();
+  }
   // Before the engine knows the grant, so that nothing has to be undone there.
   auto descriptor = memory->object.Duplicate();
   Outcome added = descriptor.ok() ? Register(session_id, grant_id, &memory) : Outcome(descriptor.error());
@@ -57,19 +94,33 @@ Result<GrantedMemory> ShardHost::AddGrant(uint64_t session_id, uint32_t grant_id
   return GrantedMemory{std::move(descriptor.value()), cut, allocator_->Footprint(cut), huge_pages};
 }
 
+Outcome ShardHost::MapIfStream(uint64_t session_id, GrantMemory* memory) {
+  {
+    std::lock_guard lock(mutex_);
+    const auto session = sessions_.find(session_id);
+    if (session == sessions_.end() || session->second.stream == nullptr) return Nothing{};
+  }
+  auto mapping = Mapping::Map(memory->object.fd(), memory->object.bytes(), Access::kReadWrite);
+  if (!mapping.ok()) return mapping.error();
+  mapping.value().Populate();
+  memory->mapping = std::move(mapping.value());
+  return Nothing{};
+}
+
 Outcome ShardHost::Register(uint64_t session_id, uint32_t grant_id, std::unique_ptr<GrantMemory>* memory) {
   std::lock_guard lock(mutex_);
   const auto session = sessions_.find(session_id);
   if (session == sessions_.end())
     return Error{Status::kNotAllowed, "the session is not attached to this shard"};
-  if (session->second.contains(grant_id)) return Error{Status::kBadGrant, "grant numbers are used once"};
+  if (session->second.grants.contains(grant_id))
+    return Error{Status::kBadGrant, "grant numbers are used once"};
   Outcome added = Error{Status::kNotAllowed, "the session has ended"};
   engine_->WithSession(session_id, [&](EngineSession* engine_session) {
     if (engine_session != nullptr) {
-      added = engine_session->AddGrant(grant_id, (*memory)->geometry, &(*memory)->object);
+      added = engine_session->AddGrant(grant_id, memory->get());
     }
   });
-  if (added.ok()) session->second.emplace(grant_id, std::move(*memory));
+  if (added.ok()) session->second.grants.emplace(grant_id, std::move(*memory));
   return added;
 }
 
@@ -78,7 +129,7 @@ Outcome ShardHost::RemoveGrant(uint64_t session_id, uint32_t grant_id) {
   {
     std::lock_guard lock(mutex_);
     const auto session = sessions_.find(session_id);
-    if (session == sessions_.end() || !session->second.contains(grant_id)) {
+    if (session == sessions_.end() || !session->second.grants.contains(grant_id)) {
       return Error{Status::kBadGrant, "the session has no grant " + std::to_string(grant_id)};
     }
     Outcome removed = Nothing{};
@@ -86,21 +137,21 @@ Outcome ShardHost::RemoveGrant(uint64_t session_id, uint32_t grant_id) {
       if (engine_session != nullptr) removed = engine_session->RemoveGrant(grant_id);
     });
     if (!removed.ok()) return removed;
-    memory = std::move(session->second.at(grant_id));
-    session->second.erase(grant_id);
+    memory = std::move(session->second.grants.at(grant_id));
+    session->second.grants.erase(grant_id);
   }
   allocator_->Free(std::move(*memory));
   return Nothing{};
 }
 
 void ShardHost::CloseSession(uint64_t session_id) {
-  Grants grants;
+  std::map<uint32_t, std::unique_ptr<GrantMemory>> grants;
   {
     std::lock_guard lock(mutex_);
     engine_->Detach(session_id).reset();
     const auto session = sessions_.find(session_id);
     if (session == sessions_.end()) return;
-    grants = std::move(session->second);
+    grants = std::move(session->second.grants);
     sessions_.erase(session);
   }
   for (auto& [grant_id, memory] : grants) allocator_->Free(std::move(*memory));

@@ -9,6 +9,7 @@
 #include <sys/un.h>
 
 #include <algorithm>
+#include <cstring>
 
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77
@@ -95,6 +96,11 @@ Outcome ControlSocket::Send(const uint8_t* bytes, size_t length, const std::vect
   do {
     sent = ::sendmsg(fd(), &message, MSG_NOSIGNAL);
   } while (sent < 0 && errno == EINTR);
+  // Frames are small and answers are awaited one by one: a stream that takes only a part of one has a peer
+  // that does not read.
+  if (sent >= 0 && static_cast<size_t>(sent) < length) {
+    return Error{Status::kLimitExceeded, "cannot send a control frame: the peer does not read"};
+  }
   if (sent < 0) {
     const bool full = errno == EAGAIN || errno == EWOULDBLOCK;
     return SystemError(full ? Status::kLimitExceeded : Status::kNotAllowed, "cannot send a control frame");
@@ -102,7 +108,35 @@ Outcome ControlSocket::Send(const uint8_t* bytes, size_t length, const std::vect
   return Nothing{};
 }
 
+ControlSocket::Event ControlSocket::ReceiveFromStream(ControlPacket* packet) {
+  constexpr size_t kHeader = sizeof(proto::FrameHeader);
+  for (;;) {
+    size_t wanted = kHeader;
+    if (partial_.size() >= kHeader) {
+      proto::FrameHeader header;
+      std::memcpy(&header, partial_.data(), kHeader);
+      // A header that makes no sense is handed on alone: whoever decodes it says what is wrong and ends the
+      // connection.
+      const bool sound =
+          header.magic == proto::kFrameMagic && header.payload_bytes <= proto::kMaxFrameBytes - kHeader;
+      if (sound) wanted += header.payload_bytes;
+      if (partial_.size() == wanted) {
+        packet->bytes = std::exchange(partial_, {});
+        packet->descriptors.clear();
+        return Event::kPacket;
+      }
+    }
+    const size_t have = partial_.size();
+    partial_.resize(wanted);
+    const ssize_t received = ::recv(fd(), partial_.data() + have, wanted - have, MSG_DONTWAIT);
+    partial_.resize(have + static_cast<size_t>(std::max<ssize_t>(received, 0)));
+    if (received > 0 || (received < 0 && errno == EINTR)) continue;
+    return received < 0 && (errno == EAGAIN || errno == EWOULDBLOCK) ? Event::kNothing : Event::kEnd;
+  }
+}
+
 ControlSocket::Event ControlSocket::Receive(ControlPacket* packet) {
+  if (framing_ == Framing::kStream) return ReceiveFromStream(packet);
   packet->bytes.resize(proto::kMaxFrameBytes);
   packet->descriptors.clear();
   iovec part{packet->bytes.data(), packet->bytes.size()};
@@ -137,6 +171,7 @@ ControlSocket::Event ControlSocket::Receive(ControlPacket* packet) {
 }
 
 Result<ControlSocket::Peer> ControlSocket::Identify() const {
+  if (framing_ == Framing::kStream) return Peer{0, static_cast<uid_t>(-1), {}};
   ucred credentials{};
   socklen_t length = sizeof(credentials);
   if (::getsockopt(fd(), SOL_SOCKET, SO_PEERCRED, &credentials, &length) != 0) {
@@ -169,12 +204,10 @@ Result<ControlListener> ControlListener::Listen(const std::string& path) {
   }
   auto fd = MakeSocket();
   if (!fd.ok()) return fd.error();
-  const mode_t before = ::umask(0177);
+  // Before bind, which gives the file the mode of the socket: there is no moment in which others may connect.
+  (void)::fchmod(fd.value().get(), 0600);
   const int bound =
       ::bind(fd.value().get(), reinterpret_cast<sockaddr*>(&address.value()), sizeof(sockaddr_un));
-  const int bind_errno = errno;
-  ::umask(before);
-  errno = bind_errno;
   if (bound != 0) return SystemError(Status::kNotAllowed, "cannot bind " + path);
   if (::listen(fd.value().get(), 64) != 0)
     return SystemError(Status::kNotAllowed, "cannot listen at " + path);

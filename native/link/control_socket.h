@@ -21,7 +21,11 @@ struct ControlPacket {
 /// and carries descriptors.
 class ControlSocket {
  public:
-  explicit ControlSocket(UniqueFd fd) : fd_(std::move(fd)) {}
+  /// Whether the socket keeps packet borders, or frames follow each other in a stream of bytes.
+  enum class Framing { kPackets, kStream };
+
+  explicit ControlSocket(UniqueFd fd, Framing framing = Framing::kPackets)
+      : fd_(std::move(fd)), framing_(framing) {}
 
   static Result<ControlSocket> Connect(const std::string& path);
 
@@ -43,7 +47,11 @@ class ControlSocket {
   int fd() const { return fd_.get(); }
 
  private:
+  Event ReceiveFromStream(ControlPacket* packet);
+
   UniqueFd fd_;
+  Framing framing_;
+  std::vector<uint8_t> partial_;  ///< of a frame that has not come whole
 };
 
 /// Listens at a path of the file system. Holds a lock beside it for as long as it lives, which is how a live

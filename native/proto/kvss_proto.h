@@ -18,6 +18,10 @@ inline constexpr uint32_t kSubmitMagic = 1364416075u;
 inline constexpr uint32_t kStatusMagic = 1129535051u;
 /// First four bytes of a counters segment: KVSN.
 inline constexpr uint32_t kCountersMagic = 1314084427u;
+/// First four bytes of a stream connection: KVSL.
+inline constexpr uint32_t kLaneMagic = 1280529995u;
+/// First four bytes of every frame on a HIO or WIO lane: KVSD.
+inline constexpr uint32_t kStreamMagic = 1146312267u;
 /// Alignment of slots and of every field that one side writes while the other reads.
 inline constexpr uint32_t kCacheLineBytes = 64u;
 /// Header and payload of one control frame. A longer frame ends the connection before anything is allocated for it.
@@ -38,6 +42,8 @@ inline constexpr uint32_t kMaxGrantsPerSession = 64u;
 inline constexpr uint32_t kMaxSlotsPerGrant = 16777216u;
 /// Bytes of one piece.
 inline constexpr uint32_t kMaxPieceBytes = 1073741824u;
+/// WIO lanes of each direction that one session may have on one shard.
+inline constexpr uint32_t kMaxWioStreams = 16u;
 /// Longest time that one operation may wait for its gate and its transfer: ten minutes.
 inline constexpr uint32_t kMaxOperationTimeoutUs = 600000000u;
 
@@ -53,8 +59,27 @@ enum class FrameType : uint16_t {
   kReleased = 8,  ///< Answer to release: the memory has been scrubbed and is free again.
   kStats = 9,  ///< Ask for the counters segments and the state of the shards.
   kStatsReply = 10,  ///< Answer to stats. Carries one descriptor a shard: its counters segment, read-only.
+  kAttachStream = 11,  ///< Open the two queues of this session on one shard for lanes over a stream.
+  kStreamAttached = 12,  ///< Answer to attachStream: the ticket that opens lanes.
+  kTicket = 13,  ///< Ask for a ticket with which another process may open WIO lanes of this session, for a short time.
+  kTicketIssued = 14,  ///< Answer to ticket.
   kError = 64,  ///< A request was refused (it echoes the requestId), or, with requestId 0, the session is over.
   kDraining = 65,  ///< The daemon is shutting down. Finish what is in flight; send nothing new.
+};
+
+/// What a stream connection is for.
+enum class LaneKind : uint16_t {
+  kControl = 1,  ///< Control frames.
+  kHio = 2,  ///< Descriptors to the shard and completions back.
+  kWioEvict = 3,  ///< Payload of evicts to the shard.
+  kWioRefill = 4,  ///< Payload of refills from the shard.
+};
+
+/// What a frame on a HIO or WIO lane holds.
+enum class StreamType : uint16_t {
+  kDescriptors = 1,  ///< Descriptors, on HIO lanes to the shard.
+  kCompletions = 2,  ///< Completions, on HIO lanes from the shard. requestId is evictCount and generation is commandCount after them.
+  kPayload = 3,  ///< One piece, on WIO lanes. requestId is the sequence of the operation in its queue.
 };
 
 /// What a descriptor asks of the shard.
@@ -70,8 +95,8 @@ enum class Status : uint16_t {
   kMissEmpty = 1,  ///< Miss: the slot holds no piece (never stored, deleted, or its evict failed).
   kMissOverwritten = 2,  ///< Miss: the slot holds another generation than the one asked for.
   kMissTenant = 3,  ///< Miss and alarm: the generation matches but the tenant tag does not.
-  kDeadline = 16,  ///< The time of the operation was up. A refill or delete had no effect; an evict leaves its slot empty.
-  kCancelled = 17,  ///< The session ended before the operation could start.
+  kDeadline = 16,  ///< The time of the operation was up. A refill had no effect, an evict leaves its slot empty, a delete that had begun has forgotten its piece.
+  kCancelled = 17,  ///< The session ended before the operation had finished.
   kBadOpcode = 32,  ///< Unknown opcode, an opcode in the wrong queue, or a reserved field that is not zero.
   kBadGrant = 33,  ///< The session has no such grant on this shard.
   kBadSlot = 34,  ///< The slot number is not below the number of slots of the grant.
@@ -130,7 +155,7 @@ struct alignas(64) Descriptor {
   uint32_t slot;  ///< slot within the grant
   uint32_t piece_bytes;  ///< must equal the piece size of the grant
   uint64_t generation;  ///< evict: the new generation, higher than the last one of the slot. refill, delete: the generation meant
-  uint64_t tenant_tag;  ///< evict: stamped on the slot. refill: must match the stamp. Not zero
+  uint64_t tenant_tag;  ///< evict: stamped on the slot. refill: must match the stamp
   uint64_t after;  ///< evict: afterCommand. refill, delete: afterEvict. How many operations of the other queue must have finished first
   uint64_t user_data;  ///< echoed in the completion
   uint32_t timeout_us;  ///< microseconds that the operation may wait, counted from when the engine reads it; 0 means maxOperationTimeoutUs
@@ -173,6 +198,74 @@ static_assert(offsetof(Completion, slot) == 4);
 static_assert(offsetof(Completion, user_data) == 8);
 static_assert(offsetof(Completion, sequence) == 16);
 static_assert(offsetof(Completion, generation) == 24);
+
+/// First bytes of a stream connection, from the client.
+struct alignas(8) LaneHello {
+  uint32_t magic;  ///< laneMagic
+  uint16_t version;  ///< protocolVersion
+  uint16_t kind;  ///< LaneKind
+  uint32_t shard;  ///< index of the shard; 0 for control
+  uint32_t stream;  ///< number of the lane among those of its kind, from 0
+  uint64_t session_id;  ///< of the session that the lane belongs to; 0 for control
+  uint64_t ticket0;  ///< first part of the ticket: 32 random bytes from streamAttached or ticketIssued; zeros for control
+  uint64_t ticket1;  ///< second part
+  uint64_t ticket2;  ///< third part
+  uint64_t ticket3;  ///< fourth part
+  uint64_t reserved;  ///< zero
+};
+static_assert(sizeof(LaneHello) == 64);
+static_assert(alignof(LaneHello) == 8);
+static_assert(std::is_standard_layout_v<LaneHello>);
+static_assert(std::is_trivially_copyable_v<LaneHello>);
+static_assert(offsetof(LaneHello, magic) == 0);
+static_assert(offsetof(LaneHello, version) == 4);
+static_assert(offsetof(LaneHello, kind) == 6);
+static_assert(offsetof(LaneHello, shard) == 8);
+static_assert(offsetof(LaneHello, stream) == 12);
+static_assert(offsetof(LaneHello, session_id) == 16);
+static_assert(offsetof(LaneHello, ticket0) == 24);
+static_assert(offsetof(LaneHello, ticket1) == 32);
+static_assert(offsetof(LaneHello, ticket2) == 40);
+static_assert(offsetof(LaneHello, ticket3) == 48);
+static_assert(offsetof(LaneHello, reserved) == 56);
+
+/// Answer to LaneHello. Anything but ok is followed by the end of the connection.
+struct alignas(8) LaneWelcome {
+  uint32_t magic;  ///< laneMagic
+  uint16_t version;  ///< protocolVersion
+  uint16_t status;  ///< Status
+  uint64_t reserved;  ///< zero
+};
+static_assert(sizeof(LaneWelcome) == 16);
+static_assert(alignof(LaneWelcome) == 8);
+static_assert(std::is_standard_layout_v<LaneWelcome>);
+static_assert(std::is_trivially_copyable_v<LaneWelcome>);
+static_assert(offsetof(LaneWelcome, magic) == 0);
+static_assert(offsetof(LaneWelcome, version) == 4);
+static_assert(offsetof(LaneWelcome, status) == 6);
+static_assert(offsetof(LaneWelcome, reserved) == 8);
+
+/// Precedes every frame on a HIO or WIO lane.
+struct alignas(8) StreamHeader {
+  uint32_t magic;  ///< streamMagic
+  uint16_t version;  ///< protocolVersion
+  uint16_t type;  ///< StreamType
+  uint32_t length;  ///< bytes that follow
+  uint32_t checksum;  ///< CRC32C of what follows, or 0 where the sender computes none
+  uint64_t request_id;  ///< see StreamType
+  uint64_t generation;  ///< payload: generation of the slot
+};
+static_assert(sizeof(StreamHeader) == 32);
+static_assert(alignof(StreamHeader) == 8);
+static_assert(std::is_standard_layout_v<StreamHeader>);
+static_assert(std::is_trivially_copyable_v<StreamHeader>);
+static_assert(offsetof(StreamHeader, magic) == 0);
+static_assert(offsetof(StreamHeader, version) == 4);
+static_assert(offsetof(StreamHeader, type) == 6);
+static_assert(offsetof(StreamHeader, length) == 8);
+static_assert(offsetof(StreamHeader, checksum) == 12);
+static_assert(offsetof(StreamHeader, request_id) == 16);
+static_assert(offsetof(StreamHeader, generation) == 24);
 
 /// Header of the segment that the client alone writes. The rings follow at the given offsets.
 struct alignas(64) SubmitSegment {

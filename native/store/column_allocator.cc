@@ -75,7 +75,7 @@ Result<GrantMemory> ColumnAllocator::Allocate(const GrantGeometry& geometry) {
     HoldReserve();
     return sealed.error();
   }
-  return GrantMemory{geometry, std::move(object.value())};
+  return GrantMemory{geometry, std::move(object.value()), {}};
 }
 
 void ColumnAllocator::Free(GrantMemory memory) {

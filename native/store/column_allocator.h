@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "base/result.h"
+#include "shm/mapping.h"
 #include "shm/memory_object.h"
 
 namespace kvss {
@@ -23,6 +24,7 @@ struct GrantGeometry {
 struct GrantMemory {
   GrantGeometry geometry;
   MemoryObject object;
+  Mapping mapping;  ///< empty unless the shard itself moves the bytes
 };
 
 /// The memory of one shard.

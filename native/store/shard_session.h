@@ -94,6 +94,13 @@ class ShardSession {
     return evicts_.finished == evicts_.accepted && commands_.finished == commands_.accepted;
   }
 
+  /// Whether an evict that was accepted has finished, in whatever way.
+  bool EvictEnded(uint64_t sequence) {
+    return sequence <= evicts_.finished ||
+           (sequence <= evicts_.accepted && evicts_.At(sequence).state == OperationState::kFinished);
+  }
+  uint64_t evicts_accepted() const { return evicts_.accepted; }
+
   uint64_t evict_count() const { return evicts_.finished; }
   uint64_t command_count() const { return commands_.finished; }
 

@@ -19,6 +19,9 @@ export interface ShardSettings {
   spinUs: number;
 }
 
+/** Why a session cannot be served: impossible ring positions, frames that cannot be, or a connection that has gone. */
+export type SessionFault = 'ring' | 'protocol' | 'laneEnded';
+
 export type HioMode = 'latency' | 'buffered' | 'adaptive';
 
 export interface NativeGrant {
@@ -34,6 +37,10 @@ export interface NativeGrant {
 export interface NativeShard {
   /** Four descriptors: submit segment, status segment, submit wake, completion wake. */
   openSession(sessionId: number, ringEntries: number): Promise<DescriptorBundle>;
+  /** A session over streams; it needs lanes before it can do anything. */
+  openStreamSession(sessionId: number, window: number): Promise<void>;
+  /** Gives a stream session lane `stream` of a LaneKind, and answers its hello. */
+  addLane(sessionId: number, kind: number, stream: number, lane: DescriptorBundle): Promise<void>;
   addGrant(sessionId: number, grantId: number, slots: number, pieceBytes: number): Promise<NativeGrant>;
   removeGrant(sessionId: number, grantId: number): Promise<void>;
   /** Resolves when the memory of the session has been scrubbed and is free. */
@@ -65,6 +72,32 @@ export interface NativeLane {
   close(): void;
 }
 
+/** The driver's end of one shard over streams, with a thread that moves the bytes. */
+export interface NativeStreamLane {
+  readonly descriptors: ArrayBuffer;
+  readonly completions: ArrayBuffer;
+  /** Two 64-bit floats a descriptor: registered memory, and byte offset in it. */
+  readonly places: ArrayBuffer;
+  /** Hands over the first `count` descriptors with their places and answers how many there was room for. */
+  submit(count: number): number;
+  poll(): number;
+  arm(): boolean;
+  evictCount(): number;
+  commandCount(): number;
+  /** A connection has ended, or the other side broke the protocol: nothing more will complete. */
+  broken(): boolean;
+  /** Memory that pieces are sent from and received into; answers its number. It is held until close(). */
+  registerMemory(memory: ArrayBuffer): number;
+  /** Stops the thread: no registered memory is touched afterwards. */
+  close(): void;
+}
+
+export interface NativeStreamListener {
+  /** The port that it listens on, 0 for a Unix socket. */
+  readonly port: number;
+  close(): void;
+}
+
 /** One end of a control connection. */
 export interface NativeChannel {
   /** Process id of the other end when it connected. */
@@ -87,12 +120,34 @@ export interface NativeListener {
 export interface NativeBinding {
   readonly protocolVersion: number;
   readonly Shard: {
-    /** Takes the whole budget from the system. `onCorruptRing` names a session whose ring positions are impossible. */
-    create(settings: ShardSettings, onCorruptRing: (sessionId: number) => void): Promise<NativeShard>;
+    /** Takes the whole budget from the system. `onFault` names a session that cannot be served any more. */
+    create(settings: ShardSettings, onFault: (sessionId: number, fault: SessionFault) => void): Promise<NativeShard>;
   };
   readonly Lane: new (descriptors: DescriptorBundle, ringEntries: number, onWake: () => void) => NativeLane;
   readonly ControlListener: new (path: string, onConnection: (channel: NativeChannel) => void) => NativeListener;
-  readonly ControlChannel: { connect(path: string): NativeChannel };
+  readonly ControlChannel: {
+    connect(path: string): NativeChannel;
+    /** A channel over a stream that was accepted or connected. */
+    adopt(stream: DescriptorBundle): NativeChannel;
+  };
+  /** Listens on host and port, or at a path if port is null, and reads the LaneHello of each connection. */
+  readonly StreamListener: new (
+    hostOrPath: string,
+    port: number | null,
+    onConnection: (hello: Uint8Array, stream: DescriptorBundle) => void,
+  ) => NativeStreamListener;
+  /** The bundle holds the HIO lane, then the evict lanes, then the refill lanes. */
+  readonly StreamLane: new (
+    streams: DescriptorBundle,
+    evictLanes: number,
+    refillLanes: number,
+    window: number,
+    onWake: () => void,
+  ) => NativeStreamLane;
+  /** Connects and says hello; rejects unless it is welcome within `timeoutMs`. */
+  connectLane(hostOrPath: string, port: number | null, hello: Uint8Array, timeoutMs: number): Promise<DescriptorBundle>;
+  /** Answers a hello; the bundle keeps the connection. */
+  answerLane(stream: DescriptorBundle, status: number): void;
   /** Maps a grant: buffers of equal whole numbers of slots, the last one what is left. */
   mapGrant(descriptors: DescriptorBundle, slots: number, slotBytes: number): Promise<ArrayBuffer[]>;
   /** Maps counters segments, one buffer each. Read only: writing to one ends the process. */

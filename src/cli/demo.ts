@@ -28,7 +28,7 @@ async function demo(flags: DemoFlags): Promise<void> {
   const say = (text: string) => {
     if (!flags.json) console.log(text);
   };
-  await using daemon = await startChildDaemon(BUDGETS, true);
+  await using daemon = await startChildDaemon(BUDGETS, { http: true });
   say(`box: daemon ${daemon.pid}, four shards of ${BUDGETS.map(formatBytes).join(', ')}`);
   await using driver = await SwDriver.connect({
     daemons: [daemon.socket],

@@ -1,4 +1,4 @@
-import { Command } from 'commander';
+import { Command, Option } from 'commander';
 import { localError } from '../common/errors.js';
 import { formatBytes, formatCount } from '../common/units.js';
 import { ControlClient } from '../links/control_client.js';
@@ -7,7 +7,7 @@ import { ReplayMeter, replayTraces } from '../replay/replay.js';
 import { readTrace, type Trace, workingSetColumns } from '../replay/trace.js';
 import { SwDriver } from '../swdriver/sw_driver.js';
 import { EmulatedWafer } from '../wafer/emulated_wafer.js';
-import { startChildDaemon } from './child_daemon.js';
+import { type ChildDaemon, type LinkName, startChildDaemon } from './child_daemon.js';
 import { integerListOption, integerOption } from './options.js';
 import { Progress } from './progress.js';
 import { reportTable } from './table.js';
@@ -16,6 +16,9 @@ interface ReplayFlags {
   socket?: string;
   capacityColumns?: number;
   bytesPerToken?: number[];
+  link: LinkName;
+  daemons?: number;
+  wioStreams: number;
   json?: boolean;
 }
 
@@ -31,6 +34,13 @@ export function replayCommand(): Command {
     .option('-s, --socket <path>', 'use the daemon that listens there instead of starting one with four shards')
     .option('--capacity-columns <count>', 'columns to keep; as many as the traces need if left out', integerOption(1))
     .option('--bytes-per-token <list>', 'bytes of one token on each shard, e.g. 24,32,40,32', integerListOption)
+    .addOption(
+      new Option('--link <link>', 'how to reach the daemons that it starts')
+        .choices(['shm', 'tcp', 'unix'])
+        .default('shm'),
+    )
+    .option('--daemons <count>', 'daemons to start, of four shards each; 1 over shm, else 2', integerOption(1, 16))
+    .option('--wio-streams <count>', 'streams for payload of each direction for each shard', integerOption(1, 16), 1)
     .option('--json', 'print one JSON object')
     .action(replay);
 }
@@ -38,27 +48,37 @@ export function replayCommand(): Command {
 async function replay(paths: string[], flags: ReplayFlags): Promise<void> {
   const traces = paths.map((path, index) => readTrace(path, index));
   const capacity = flags.capacityColumns ?? Math.max(1, workingSetColumns(traces, COLUMN_TOKENS));
-  const shards = flags.socket === undefined ? SHARES.length : await shardCount(flags.socket);
+  const daemonCount = flags.daemons ?? (flags.link === 'shm' ? 1 : 2);
+  const shards = flags.socket === undefined ? SHARES.length * daemonCount : await shardCount(flags.socket);
   const bytesPerToken = flags.bytesPerToken ?? chooseBytesPerToken(capacity, shards);
   if (bytesPerToken.length !== shards) {
     throw localError('KVSS_BAD_INPUT', `--bytes-per-token: ${bytesPerToken.length} numbers for ${shards} shards`);
   }
+  if (flags.socket !== undefined) return run(traces, [flags.socket], capacity, bytesPerToken, flags);
   // One page more than the slots take: grants are whole pages.
   const budgets = bytesPerToken.map((bytes) => capacity * slotBytes(bytes) + 2 ** 21);
-  if (flags.socket !== undefined) return run(traces, flags.socket, capacity, bytesPerToken, flags);
-  await using daemon = await startChildDaemon(budgets, false);
-  await run(traces, daemon.socket, capacity, bytesPerToken, flags);
+  const daemons: ChildDaemon[] = [];
+  try {
+    for (let first = 0; first < shards; first += SHARES.length) {
+      daemons.push(await startChildDaemon(budgets.slice(first, first + SHARES.length), { link: flags.link }));
+    }
+    const addresses = daemons.map((daemon) => daemon.streams ?? daemon.socket);
+    await run(traces, addresses, capacity, bytesPerToken, flags);
+  } finally {
+    await Promise.all(daemons.map((daemon) => daemon[Symbol.asyncDispose]()));
+  }
 }
 
 async function run(
   traces: Trace[],
-  socket: string,
+  daemons: string[],
   capacityColumns: number,
   bytesPerToken: number[],
   flags: ReplayFlags,
 ): Promise<void> {
   await using driver = await SwDriver.connect({
-    daemons: [socket],
+    daemons,
+    wioStreams: flags.wioStreams,
     model: {
       id: 'replay',
       revision: '1',
@@ -71,6 +91,8 @@ async function run(
     // Prefaulting a large grant takes the kernel a while.
     connectDeadlineMs: 120_000,
   });
+  driver.on('down', (_stripe, reason) => console.error(`kvss: daemons lost: ${reason}`));
+  driver.on('up', () => console.error('kvss: daemons are back'));
   if (!flags.json) {
     const column = bytesPerToken.reduce((sum, bytes) => sum + bytes * COLUMN_TOKENS, 0);
     console.log(

@@ -10,6 +10,8 @@ interface ServeFlags {
   shards?: number;
   budget?: number[];
   httpPort?: number;
+  tcpPort?: number;
+  streamSocket?: string;
   http: boolean;
   hugePages: boolean;
   hioMode?: string;
@@ -32,6 +34,12 @@ export function serveCommand(): Command {
       'port of /metrics, /healthz and /readyz on 127.0.0.1; 0 takes a free one',
       integerOption(0, 65535),
     )
+    .option(
+      '--tcp-port <port>',
+      'also take streams on this port of 127.0.0.1; 0 takes a free one',
+      integerOption(0, 65535),
+    )
+    .option('--stream-socket <path>', 'also take streams at this Unix socket')
     .option('--no-http', 'serve no HTTP')
     .option('--no-huge-pages', 'use ordinary pages even where there are huge ones')
     .addOption(
@@ -63,7 +71,7 @@ async function serve(flags: ServeFlags): Promise<void> {
   if (process.send) {
     // Started by another command: that one hears when we are ready, and we go when it goes, however it dies.
     process.on('disconnect', stop);
-    process.send({ ready: true, adminUrl: daemon.adminUrl ?? null });
+    process.send({ ready: true, adminUrl: daemon.adminUrl ?? null, streamPorts: daemon.streamPorts });
   }
 }
 
@@ -86,6 +94,11 @@ function configOf(flags: ServeFlags): ReturnType<typeof parseConfig> {
   }
   if (!flags.http) config.http = false;
   else if (flags.httpPort !== undefined) config.http = { ...((config.http || {}) as object), port: flags.httpPort };
+  const streams = [
+    ...(flags.tcpPort === undefined ? [] : [{ port: flags.tcpPort }]),
+    ...(flags.streamSocket === undefined ? [] : [{ path: flags.streamSocket }]),
+  ];
+  if (streams.length > 0) config.streams = streams;
   if (!flags.hugePages) config.hugePages = false;
   if (flags.hioMode !== undefined) config.hio = { ...((config.hio ?? {}) as object), mode: flags.hioMode };
   if (flags.logLevel !== undefined) config.logLevel = flags.logLevel;

@@ -32,6 +32,20 @@ const shardSchema = z.strictObject({
   domain: z.number().int().min(0).max(65535).optional(),
 });
 
+const streamPath = z.strictObject({ path: z.string().min(1) });
+
+const streamPort = z
+  .strictObject({
+    host: z.string().min(1).default('127.0.0.1'),
+    port: z.number().int().min(0).max(65535),
+    /** Secret that every driver has to show. */
+    token: z.string().min(16).max(1024).optional(),
+  })
+  .refine((listen) => LOOPBACK.test(listen.host) || listen.token !== undefined, {
+    path: ['token'],
+    message: 'needed for an address that is not loopback',
+  });
+
 const configSchema = z.strictObject({
   /** Path of the Unix socket that drivers connect to. */
   socket: z.string().min(1).default(defaultSocketPath),
@@ -40,6 +54,14 @@ const configSchema = z.strictObject({
     .min(1)
     .max(MAX_SHARDS)
     .default(() => Array.from({ length: 4 }, (_, domain) => ({ budget: 256 * 2 ** 20, domain }))),
+  /**
+   * Where drivers on other hosts, or in containers without shared memory, connect: host and port, or the path of a Unix
+   * socket. Beyond loopback a token is needed.
+   */
+  streams: z
+    .array(z.union([streamPath, streamPort]))
+    .max(16)
+    .default([]),
   /** Where /metrics, /healthz and /readyz are served; false for nowhere. Loopback only. */
   http: z
     .union([

@@ -1,10 +1,19 @@
 import { randomBytes } from 'node:crypto';
 import { mkdirSync } from 'node:fs';
 import { type Logger, pino } from 'pino';
-import { type NativeChannel, type NativeListener, native, nativeError } from '../binding/native.js';
-import { KvssError, messageOf } from '../common/errors.js';
+import {
+  type DescriptorBundle,
+  type NativeChannel,
+  type NativeListener,
+  type NativeStreamListener,
+  native,
+  nativeError,
+  type SessionFault,
+} from '../binding/native.js';
+import { KvssError, localError, messageOf } from '../common/errors.js';
 import { VERSION } from '../common/version.js';
-import { Status } from '../proto/generated.js';
+import { LaneKind, Status } from '../proto/generated.js';
+import { decodeLane } from '../proto/lanes.js';
 import { type DaemonConfig, type DaemonConfigInput, parseConfig, socketDirectory } from './config.js';
 import { type AdminServer, startAdminServer } from './http.js';
 import { checkMemoryAvailable } from './memory_check.js';
@@ -20,6 +29,7 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
   readonly #sessions = new Map<number, Session>();
   #shards: readonly Shard[] = [];
   #listener: NativeListener | undefined;
+  #streams: NativeStreamListener[] = [];
   #admin: AdminServer | undefined;
   #nextSession = 1;
   #stopping: Promise<void> | undefined;
@@ -68,7 +78,7 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
             hioMode: config.hio.mode,
             spinUs: config.hio.spinUs,
           },
-          (sessionId) => this.#endCorrupt(sessionId),
+          (sessionId, fault) => this.#endFaulty(sessionId, fault),
         ),
       ),
     );
@@ -76,6 +86,7 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
     this.#shards = started.flatMap((outcome) => (outcome.status === 'fulfilled' ? [outcome.value] : []));
     const failed = started.find((outcome) => outcome.status === 'rejected');
     if (failed) throw failed.reason;
+    for (const [index, listen] of config.streams.entries()) this.#streams.push(this.#listenForStreams(listen, index));
     if (config.http) this.#admin = await startAdminServer(config.http, createMetrics(this), () => !this.draining);
     ready = true;
     for (const channel of early) this.#welcome(channel);
@@ -126,6 +137,7 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
 
   async #stop(): Promise<void> {
     this.#listener?.close();
+    for (const listener of this.#streams) listener.close();
     for (const session of this.#sessions.values()) session.announceDraining();
     const drained = await Promise.all(this.#shards.map((shard) => shard.native.drain(this.config.drainTimeoutMs)));
     if (drained.includes(false)) this.log('warn', {}, 'drain timed out: unfinished operations become misses');
@@ -137,22 +149,71 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
 
   #welcome(channel: NativeChannel): void {
     const { config } = this;
-    const session = new Session(this.#nextSession++, channel, this);
-    this.#sessions.set(session.id, session);
+    const session = this.#open(channel);
     const uids = [process.getuid?.() ?? 0, 0, ...config.allowUids];
     if (!uids.includes(channel.peerUid)) {
       session.refuse(KvssError.ofStatus(Status.notAllowed, `user ${channel.peerUid} may not use this daemon`));
-    } else if (this.#sessions.size > config.maxSessions) {
-      session.refuse(
-        KvssError.ofStatus(Status.limitExceeded, `the daemon serves ${config.maxSessions} sessions at once`),
-      );
     }
   }
 
-  #endCorrupt(sessionId: number): void {
-    this.#sessions
-      .get(sessionId)
-      ?.refuse(KvssError.ofStatus(Status.ringCorrupt, 'the client wrote impossible positions into its rings'));
+  #open(channel: NativeChannel, token?: string): Session {
+    const session = new Session(this.#nextSession++, channel, this, token);
+    this.#sessions.set(session.id, session);
+    const { maxSessions } = this.config;
+    if (this.#sessions.size > maxSessions) {
+      session.refuse(KvssError.ofStatus(Status.limitExceeded, `the daemon serves ${maxSessions} sessions at once`));
+    }
+    return session;
+  }
+
+  /** Ports of the stream listeners, 0 for Unix sockets, in the order of the configuration. */
+  get streamPorts(): readonly number[] {
+    return this.#streams.map((listener) => listener.port);
+  }
+
+  #listenForStreams(listen: DaemonConfig['streams'][number], index: number): NativeStreamListener {
+    const [hostOrPath, port] = 'path' in listen ? [listen.path, null] : [listen.host, listen.port];
+    try {
+      return new native.StreamListener(hostOrPath, port, (hello, stream) => {
+        this.#acceptStream(hello, stream, 'token' in listen ? listen.token : undefined);
+      });
+    } catch (thrown) {
+      throw localError('KVSS_BAD_CONFIG', `'streams.${index}': ${messageOf(thrown)}`, thrown);
+    }
+  }
+
+  #acceptStream(hello: Uint8Array, stream: DescriptorBundle, token: string | undefined): void {
+    const refuse = (thrown: unknown) => {
+      const error = nativeError(thrown);
+      this.log('warn', { code: error.code }, `lane refused: ${error.message}`);
+      native.answerLane(stream, error.status);
+      stream.close();
+    };
+    try {
+      const lane = decodeLane(hello);
+      if (lane.kind === LaneKind.control) {
+        if (this.draining) throw KvssError.ofStatus(Status.draining, 'the daemon is shutting down');
+        native.answerLane(stream, Status.ok);
+        this.#open(native.ControlChannel.adopt(stream), token);
+        return;
+      }
+      const session = this.#sessions.get(lane.sessionId);
+      if (!session) throw KvssError.ofStatus(Status.notAllowed, 'a lane names a session that does not exist');
+      session.addLane(lane, stream).catch(refuse);
+    } catch (thrown) {
+      refuse(thrown);
+    }
+  }
+
+  #endFaulty(sessionId: number, fault: SessionFault): void {
+    const session = this.#sessions.get(sessionId);
+    if (fault === 'ring') {
+      session?.refuse(KvssError.ofStatus(Status.ringCorrupt, 'the client wrote impossible positions into its rings'));
+    } else if (fault === 'protocol') {
+      session?.refuse(KvssError.ofStatus(Status.badFrame, 'a frame on a lane does not fit what was asked'));
+    } else {
+      session?.end('a lane has ended');
+    }
   }
 
   sessionEnded(session: Session): void {

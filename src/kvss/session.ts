@@ -10,7 +10,9 @@ import {
   parsePayload,
 } from '../proto/frames.js';
 import { frameTypeName, MAX_SHARDS, Status } from '../proto/generated.js';
+import type { LaneHelloInfo } from '../proto/lanes.js';
 import type { Shard } from './shard.js';
+import { sameSecret, Tickets } from './tickets.js';
 
 /** What a session needs of its daemon. */
 export interface SessionHost {
@@ -31,12 +33,17 @@ type Answer = { type: FrameType; payload: unknown; descriptors?: DescriptorBundl
 // A peer that asks faster than it is answered is broken or hostile.
 const MAX_PENDING_REQUESTS = 4 * MAX_SHARDS;
 
+// A connection that says nothing must not keep others out.
+const HELLO_TIMEOUT_MS = 5_000;
+
 /**
  * One control connection of the daemon: says hello, attaches shards, hands out grants, and gives everything back
  * when the peer goes, however it goes.
  */
 export class Session {
   readonly #attached = new Set<number>();
+  readonly #tickets = new Tickets();
+  readonly #impatience: NodeJS.Timeout;
   #greeted = false;
   #pending = 0;
   #ended = false;
@@ -46,16 +53,35 @@ export class Session {
     readonly id: number,
     private readonly channel: NativeChannel,
     private readonly host: SessionHost,
+    /** Shared secret that hello has to carry; none where the transport says who the peer is. */
+    private readonly token?: string,
   ) {
+    this.#impatience = setTimeout(() => {
+      this.refuse(KvssError.ofStatus(Status.deadline, 'the peer did not say hello'));
+    }, HELLO_TIMEOUT_MS);
+    this.#impatience.unref();
     channel.start(
       (bytes, descriptors) => this.#receive(bytes, descriptors),
       () => this.end('the driver has gone'),
     );
   }
 
+  /** Only a process in the same host can be handed memory; the kernel says who that is. */
+  get #passesDescriptors(): boolean {
+    return this.channel.peerPid > 0;
+  }
+
   /** Whether the peer has introduced itself as a client. */
   get greeted(): boolean {
     return this.#greeted;
+  }
+
+  /** Takes a lane that named this session. Throws a KvssError where its ticket does not open it. */
+  async addLane(lane: LaneHelloInfo, stream: DescriptorBundle): Promise<void> {
+    if (this.#ended || !this.#tickets.opens(lane.ticket, lane.shard)) {
+      throw KvssError.ofStatus(Status.notAllowed, 'the ticket does not open a lane of this session');
+    }
+    await this.#shardFor(lane.shard).native.addLane(this.id, lane.kind, lane.stream, stream);
   }
 
   /** Tells the peer that the daemon is going away. */
@@ -74,6 +100,7 @@ export class Session {
   end(reason: string): Promise<void> {
     if (this.#ended) return this.#work;
     this.#ended = true;
+    clearTimeout(this.#impatience);
     this.channel.close();
     this.host.log('info', { session: this.id, pid: this.channel.peerPid, reason }, 'session ended');
     // After the request that is being served, so that nothing is handed out behind the back of the clean-up.
@@ -123,7 +150,8 @@ export class Session {
     } catch (thrown) {
       const error = nativeError(thrown);
       // A peer that does not even speak properly is not worth keeping; one that asked for too much is.
-      if (error.status === Status.badFrame || error.status === Status.badVersion) this.refuse(error);
+      const hopeless = error.status === Status.badFrame || error.status === Status.badVersion || !this.#greeted;
+      if (hopeless) this.refuse(error);
       else this.#sendError(error, frame.requestId);
     }
   }
@@ -137,6 +165,10 @@ export class Session {
         return this.#hello(parsePayload('hello', frame.payload));
       case FrameType.attach:
         return this.#attach(parsePayload('attach', frame.payload));
+      case FrameType.attachStream:
+        return this.#attachStream(parsePayload('attachStream', frame.payload));
+      case FrameType.ticket:
+        return this.#issueTicket(parsePayload('ticket', frame.payload));
       case FrameType.grant:
         return this.#grant(parsePayload('grant', frame.payload));
       case FrameType.release:
@@ -150,6 +182,10 @@ export class Session {
 
   #hello(request: PayloadOf<'hello'>): Answer {
     if (this.#greeted) throw KvssError.ofStatus(Status.badFrame, 'hello was said already');
+    clearTimeout(this.#impatience);
+    if (this.token !== undefined && !sameSecret(this.token, request.token ?? '')) {
+      throw KvssError.ofStatus(Status.notAllowed, 'hello does not carry the token of this listener');
+    }
     this.#greeted = true;
     this.host.log('info', { session: this.id, pid: this.channel.peerPid, client: request.client }, 'session opened');
     const payload: PayloadOf<'welcome'> = {
@@ -163,11 +199,32 @@ export class Session {
   }
 
   async #attach(request: PayloadOf<'attach'>): Promise<Answer> {
+    if (!this.#passesDescriptors) {
+      throw KvssError.ofStatus(Status.notAllowed, 'memory cannot be shared over a stream; use attachStream');
+    }
     const shard = this.#shardFor(request.shard);
     const ringEntries = Math.min(request.ringEntries, this.host.ringEntries);
     const descriptors = await shard.native.openSession(this.id, ringEntries);
     this.#attached.add(shard.index);
     return { type: FrameType.attached, payload: { ringEntries } satisfies PayloadOf<'attached'>, descriptors };
+  }
+
+  async #attachStream(request: PayloadOf<'attachStream'>): Promise<Answer> {
+    const shard = this.#shardFor(request.shard);
+    const window = Math.min(request.window, this.host.ringEntries);
+    await shard.native.openStreamSession(this.id, window);
+    this.#attached.add(shard.index);
+    const ticket = this.#tickets.issue(shard.index, Number.POSITIVE_INFINITY);
+    return { type: FrameType.streamAttached, payload: { window, ticket } satisfies PayloadOf<'streamAttached'> };
+  }
+
+  #issueTicket(request: PayloadOf<'ticket'>): Answer {
+    const shard = this.#shardFor(request.shard);
+    if (!this.#attached.has(shard.index)) {
+      throw KvssError.ofStatus(Status.notAllowed, 'the session is not attached to this shard');
+    }
+    const ticket = this.#tickets.issue(shard.index, request.lifetimeMs);
+    return { type: FrameType.ticketIssued, payload: { ticket } satisfies PayloadOf<'ticketIssued'> };
   }
 
   async #grant(request: PayloadOf<'grant'>): Promise<Answer> {
@@ -184,6 +241,10 @@ export class Session {
       'granted',
     );
     const payload: PayloadOf<'granted'> = { slotBytes, bytes, hugePages };
+    if (!this.#passesDescriptors) {
+      descriptors.close();
+      return { type: FrameType.granted, payload };
+    }
     return { type: FrameType.granted, payload, descriptors };
   }
 
@@ -199,6 +260,7 @@ export class Session {
       sessions: sessionCount,
       uptimeSeconds,
     };
+    if (!this.#passesDescriptors) return { type: FrameType.statsReply, payload };
     const descriptors = native.joinBundles(...shards.map((shard) => shard.native.countersDescriptor()));
     return { type: FrameType.statsReply, payload, descriptors };
   }

@@ -1,4 +1,10 @@
-import { type HioMode, type NativeShard, native as nativeBinding, nativeError } from '../binding/native.js';
+import {
+  type HioMode,
+  type NativeShard,
+  native as nativeBinding,
+  nativeError,
+  type SessionFault,
+} from '../binding/native.js';
 import type { ShardState } from '../proto/frames.js';
 import { ShardCounters } from './counters.js';
 
@@ -25,10 +31,10 @@ export class Shard {
       hioMode: HioMode;
       spinUs: number;
     },
-    onCorruptRing: (sessionId: number) => void,
+    onFault: (sessionId: number, fault: SessionFault) => void,
   ): Promise<Shard> {
     try {
-      return new Shard(settings.index, settings.domain, await nativeBinding.Shard.create(settings, onCorruptRing));
+      return new Shard(settings.index, settings.domain, await nativeBinding.Shard.create(settings, onFault));
     } catch (thrown) {
       throw nativeError(thrown);
     }

@@ -4,8 +4,8 @@ import { VERSION } from '../common/version.js';
 import { decodeFrame, encodeFrame, FrameType, type PayloadOf, parsePayload } from '../proto/frames.js';
 import { frameTypeName, Status } from '../proto/generated.js';
 
-type RequestName = 'hello' | 'attach' | 'grant' | 'release' | 'stats';
-type AnswerName = 'welcome' | 'attached' | 'granted' | 'released' | 'statsReply';
+type RequestName = 'hello' | 'attach' | 'attachStream' | 'ticket' | 'grant' | 'release' | 'stats';
+type AnswerName = 'welcome' | 'attached' | 'streamAttached' | 'ticketIssued' | 'granted' | 'released' | 'statsReply';
 
 interface Pending {
   resolve(answer: { payload: unknown; descriptors: DescriptorBundle | null }): void;
@@ -43,9 +43,22 @@ export class ControlClient {
     } catch (cause) {
       throw localError('KVSS_UNREACHABLE', messageOf(cause), cause);
     }
+    return ControlClient.greet(channel, deadlineMs);
+  }
+
+  /** Says hello over a channel that is there. */
+  static async greet(
+    channel: NativeChannel,
+    deadlineMs: number,
+    token?: string,
+  ): Promise<{ client: ControlClient; welcome: PayloadOf<'welcome'> }> {
     const client = new ControlClient(channel, deadlineMs);
     try {
-      const { payload } = await client.request('hello', { client: `kvss-node/${VERSION}` }, 'welcome');
+      const { payload } = await client.request(
+        'hello',
+        { client: `kvss-node/${VERSION}`, ...(token === undefined ? {} : { token }) },
+        'welcome',
+      );
       return { client, welcome: payload };
     } catch (thrown) {
       client.close();

@@ -9,6 +9,8 @@ export interface OperationBatch {
   readonly flags: number;
   readonly length: number;
   readonly slots: Uint32Array;
+  /** Where the bytes of each item are on this side; see ShardLink.piece. Not looked at for deletes. */
+  readonly places: Uint32Array;
   readonly generations: Float64Array;
   readonly tenantTag: bigint;
   /** How many operations of the other queue have to finish first; below 2^53. */
@@ -29,8 +31,12 @@ export interface ShardLink {
   readonly slots: number;
   readonly pieceBytes: number;
 
-  /** The slot's memory, `pieceBytes` long: the runtime writes evicted pieces there and reads refilled ones. */
-  piece(slot: number): Uint8Array;
+  /** Whether places are the slots themselves. Otherwise bytes travel, and there are as many places as `places` says. */
+  readonly inPlace: boolean;
+  readonly places: number;
+
+  /** The memory of a place, `pieceBytes` long: the runtime writes evicted pieces there and reads refilled ones. */
+  piece(place: number): Uint8Array;
 
   /**
    * Whether the slots still hold what they held. Asked after bytes were read in place: true means that they were the
@@ -49,13 +55,21 @@ export interface ShardLink {
   onReady: () => void;
 }
 
+/** What is wanted of a shard. */
+export interface LinkRequest {
+  shard: number;
+  slots: number;
+  pieceBytes: number;
+  ringEntries: number;
+}
+
 /** A session with one daemon. */
 export interface DaemonConnection {
   readonly shards: readonly ShardState[];
   /** Bytes that one slot takes in a grant of this piece size. */
   slotBytes(pieceBytes: number): number;
   /** Attaches a shard and gets memory there. Rejects with a KvssError that says why not. */
-  openLink(request: { shard: number; slots: number; pieceBytes: number; ringEntries: number }): Promise<ShardLink>;
+  openLink(request: LinkRequest): Promise<ShardLink>;
   /** The daemon is about to go: what is in flight still finishes, nothing new is taken. */
   onDraining: () => void;
   /** Comes once, when the daemon has gone. Not after close(). */

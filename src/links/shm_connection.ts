@@ -3,7 +3,7 @@ import { KvssError, localError } from '../common/errors.js';
 import type { PayloadOf } from '../proto/frames.js';
 import { CACHE_LINE_BYTES, Status } from '../proto/generated.js';
 import { ControlClient } from './control_client.js';
-import type { Connector, DaemonConnection } from './link.js';
+import type { Connector, DaemonConnection, LinkRequest } from './link.js';
 import { ShmLink } from './shm_link.js';
 
 /** A daemon in the same host, reached through its Unix socket. */
@@ -36,7 +36,7 @@ class ShmConnection implements DaemonConnection {
     return Math.ceil(pieceBytes / CACHE_LINE_BYTES) * CACHE_LINE_BYTES;
   }
 
-  async openLink(request: { shard: number; slots: number; pieceBytes: number; ringEntries: number }): Promise<ShmLink> {
+  async openLink(request: LinkRequest): Promise<ShmLink> {
     const { shard, slots, pieceBytes } = request;
     const grantId = this.#nextGrant++;
     const attached = await this.client.request('attach', { shard, ringEntries: request.ringEntries }, 'attached');

@@ -19,6 +19,8 @@ import {
 } from './generated.js';
 import { isPlainMsgpack } from './plain_msgpack.js';
 
+export const TICKET_BYTES = 32;
+
 /** One control frame: a fixed header and a msgpack map. */
 export interface Frame {
   type: FrameType;
@@ -82,6 +84,12 @@ const positive = (max: number) => z.number().int().min(1).max(max);
 const bytes = z.number().int().min(0).max(Number.MAX_SAFE_INTEGER);
 const shard = count(MAX_SHARDS - 1);
 
+/** 32 random bytes that open lanes. */
+const ticket = z.custom<Uint8Array>(
+  (value) => value instanceof Uint8Array && value.length === TICKET_BYTES,
+  'a ticket has 32 bytes',
+);
+
 const shardState = z.object({
   index: shard,
   /** I/O domain of the box that the shard serves. */
@@ -93,7 +101,11 @@ const shardState = z.object({
 
 /** What the payload of each frame type looks like. Unknown keys are ignored, so that fields can be added. */
 export const Payload = {
-  hello: z.object({ client: z.string().max(256) }),
+  hello: z.object({
+    client: z.string().max(256),
+    /** Shared secret of a stream listener that wants one. */
+    token: z.string().max(1024).optional(),
+  }),
   welcome: z.object({
     daemon: z.string().max(256),
     /** Chosen at random when the daemon starts: two daemons, or two lives of one, never share it. */
@@ -104,6 +116,10 @@ export const Payload = {
   }),
   attach: z.object({ shard, ringEntries: z.number().int().min(MIN_RING_ENTRIES).max(MAX_RING_ENTRIES) }),
   attached: z.object({ ringEntries: positive(MAX_RING_ENTRIES) }),
+  attachStream: z.object({ shard, window: z.number().int().min(MIN_RING_ENTRIES).max(MAX_RING_ENTRIES) }),
+  streamAttached: z.object({ window: positive(MAX_RING_ENTRIES), ticket }),
+  ticket: z.object({ shard, lifetimeMs: positive(600_000) }),
+  ticketIssued: z.object({ ticket }),
   grant: z.object({
     shard,
     grantId: count(2 ** 32 - 1),

@@ -10,6 +10,10 @@ export const SUBMIT_MAGIC = 1364416075;
 export const STATUS_MAGIC = 1129535051;
 /** First four bytes of a counters segment: KVSN. */
 export const COUNTERS_MAGIC = 1314084427;
+/** First four bytes of a stream connection: KVSL. */
+export const LANE_MAGIC = 1280529995;
+/** First four bytes of every frame on a HIO or WIO lane: KVSD. */
+export const STREAM_MAGIC = 1146312267;
 /** Alignment of slots and of every field that one side writes while the other reads. */
 export const CACHE_LINE_BYTES = 64;
 /** Header and payload of one control frame. A longer frame ends the connection before anything is allocated for it. */
@@ -30,6 +34,8 @@ export const MAX_GRANTS_PER_SESSION = 64;
 export const MAX_SLOTS_PER_GRANT = 16777216;
 /** Bytes of one piece. */
 export const MAX_PIECE_BYTES = 1073741824;
+/** WIO lanes of each direction that one session may have on one shard. */
+export const MAX_WIO_STREAMS = 16;
 /** Longest time that one operation may wait for its gate and its transfer: ten minutes. */
 export const MAX_OPERATION_TIMEOUT_US = 600000000;
 
@@ -55,6 +61,14 @@ export const FrameType = {
   stats: 9,
   /** Answer to stats. Carries one descriptor a shard: its counters segment, read-only. */
   statsReply: 10,
+  /** Open the two queues of this session on one shard for lanes over a stream. */
+  attachStream: 11,
+  /** Answer to attachStream: the ticket that opens lanes. */
+  streamAttached: 12,
+  /** Ask for a ticket with which another process may open WIO lanes of this session, for a short time. */
+  ticket: 13,
+  /** Answer to ticket. */
+  ticketIssued: 14,
   /** A request was refused (it echoes the requestId), or, with requestId 0, the session is over. */
   error: 64,
   /** The daemon is shutting down. Finish what is in flight; send nothing new. */
@@ -68,6 +82,44 @@ const FRAME_TYPE_NAMES: ReadonlyMap<number, FrameTypeName> = new Map(
 /** Name of a FrameType value, or undefined where the protocol has none. */
 export const frameTypeName = (value: number): FrameTypeName | undefined =>
   FRAME_TYPE_NAMES.get(value);
+
+/** What a stream connection is for. */
+export const LaneKind = {
+  /** Control frames. */
+  control: 1,
+  /** Descriptors to the shard and completions back. */
+  hio: 2,
+  /** Payload of evicts to the shard. */
+  wioEvict: 3,
+  /** Payload of refills from the shard. */
+  wioRefill: 4,
+} as const;
+export type LaneKind = (typeof LaneKind)[keyof typeof LaneKind];
+export type LaneKindName = keyof typeof LaneKind;
+const LANE_KIND_NAMES: ReadonlyMap<number, LaneKindName> = new Map(
+  (Object.entries(LaneKind) as [LaneKindName, number][]).map(([name, value]) => [value, name]),
+);
+/** Name of a LaneKind value, or undefined where the protocol has none. */
+export const laneKindName = (value: number): LaneKindName | undefined =>
+  LANE_KIND_NAMES.get(value);
+
+/** What a frame on a HIO or WIO lane holds. */
+export const StreamType = {
+  /** Descriptors, on HIO lanes to the shard. */
+  descriptors: 1,
+  /** Completions, on HIO lanes from the shard. requestId is evictCount and generation is commandCount after them. */
+  completions: 2,
+  /** One piece, on WIO lanes. requestId is the sequence of the operation in its queue. */
+  payload: 3,
+} as const;
+export type StreamType = (typeof StreamType)[keyof typeof StreamType];
+export type StreamTypeName = keyof typeof StreamType;
+const STREAM_TYPE_NAMES: ReadonlyMap<number, StreamTypeName> = new Map(
+  (Object.entries(StreamType) as [StreamTypeName, number][]).map(([name, value]) => [value, name]),
+);
+/** Name of a StreamType value, or undefined where the protocol has none. */
+export const streamTypeName = (value: number): StreamTypeName | undefined =>
+  STREAM_TYPE_NAMES.get(value);
 
 /** What a descriptor asks of the shard. */
 export const Opcode = {
@@ -97,9 +149,9 @@ export const Status = {
   missOverwritten: 2,
   /** Miss and alarm: the generation matches but the tenant tag does not. */
   missTenant: 3,
-  /** The time of the operation was up. A refill or delete had no effect; an evict leaves its slot empty. */
+  /** The time of the operation was up. A refill had no effect, an evict leaves its slot empty, a delete that had begun has forgotten its piece. */
   deadline: 16,
-  /** The session ended before the operation could start. */
+  /** The session ended before the operation had finished. */
   cancelled: 17,
   /** Unknown opcode, an opcode in the wrong queue, or a reserved field that is not zero. */
   badOpcode: 32,
@@ -248,7 +300,7 @@ export const DescriptorLayout = {
     pieceBytes: 12,
     /** u64: evict: the new generation, higher than the last one of the slot. refill, delete: the generation meant */
     generation: 16,
-    /** u64: evict: stamped on the slot. refill: must match the stamp. Not zero */
+    /** u64: evict: stamped on the slot. refill: must match the stamp */
     tenantTag: 24,
     /** u64: evict: afterCommand. refill, delete: afterEvict. How many operations of the other queue must have finished first */
     after: 32,
@@ -291,7 +343,7 @@ export interface Descriptor {
   pieceBytes: number;
   /** evict: the new generation, higher than the last one of the slot. refill, delete: the generation meant */
   generation: bigint;
-  /** evict: stamped on the slot. refill: must match the stamp. Not zero */
+  /** evict: stamped on the slot. refill: must match the stamp */
   tenantTag: bigint;
   /** evict: afterCommand. refill, delete: afterEvict. How many operations of the other queue must have finished first */
   after: bigint;
@@ -401,6 +453,232 @@ export function decodeCompletion(view: DataView, at: number): Completion {
     slot: view.getUint32(at + 4, true),
     userData: view.getBigUint64(at + 8, true),
     sequence: view.getBigUint64(at + 16, true),
+    generation: view.getBigUint64(at + 24, true),
+  };
+}
+
+/** Layout of LaneHello: byte offsets. First bytes of a stream connection, from the client. */
+export const LaneHelloLayout = {
+  bytes: 64,
+  align: 8,
+  offset: {
+    /** u32: laneMagic */
+    magic: 0,
+    /** u16: protocolVersion */
+    version: 4,
+    /** u16: LaneKind */
+    kind: 6,
+    /** u32: index of the shard; 0 for control */
+    shard: 8,
+    /** u32: number of the lane among those of its kind, from 0 */
+    stream: 12,
+    /** u64: of the session that the lane belongs to; 0 for control */
+    sessionId: 16,
+    /** u64: first part of the ticket: 32 random bytes from streamAttached or ticketIssued; zeros for control */
+    ticket0: 24,
+    /** u64: second part */
+    ticket1: 32,
+    /** u64: third part */
+    ticket2: 40,
+    /** u64: fourth part */
+    ticket3: 48,
+    /** u64: zero */
+    reserved: 56,
+  },
+  type: {
+    magic: 'u32',
+    version: 'u16',
+    kind: 'u16',
+    shard: 'u32',
+    stream: 'u32',
+    sessionId: 'u64',
+    ticket0: 'u64',
+    ticket1: 'u64',
+    ticket2: 'u64',
+    ticket3: 'u64',
+    reserved: 'u64',
+  },
+} as const;
+
+/** First bytes of a stream connection, from the client. */
+export interface LaneHello {
+  /** laneMagic */
+  magic: number;
+  /** protocolVersion */
+  version: number;
+  /** LaneKind */
+  kind: number;
+  /** index of the shard; 0 for control */
+  shard: number;
+  /** number of the lane among those of its kind, from 0 */
+  stream: number;
+  /** of the session that the lane belongs to; 0 for control */
+  sessionId: bigint;
+  /** first part of the ticket: 32 random bytes from streamAttached or ticketIssued; zeros for control */
+  ticket0: bigint;
+  /** second part */
+  ticket1: bigint;
+  /** third part */
+  ticket2: bigint;
+  /** fourth part */
+  ticket3: bigint;
+  /** zero */
+  reserved: bigint;
+}
+
+/** Writes a LaneHello at `at`; the view must have 64 bytes left. */
+export function encodeLaneHello(view: DataView, at: number, value: LaneHello): void {
+  view.setUint32(at + 0, value.magic, true);
+  view.setUint16(at + 4, value.version, true);
+  view.setUint16(at + 6, value.kind, true);
+  view.setUint32(at + 8, value.shard, true);
+  view.setUint32(at + 12, value.stream, true);
+  view.setBigUint64(at + 16, value.sessionId, true);
+  view.setBigUint64(at + 24, value.ticket0, true);
+  view.setBigUint64(at + 32, value.ticket1, true);
+  view.setBigUint64(at + 40, value.ticket2, true);
+  view.setBigUint64(at + 48, value.ticket3, true);
+  view.setBigUint64(at + 56, value.reserved, true);
+}
+
+/** Reads the LaneHello at `at`. Says nothing about whether its values make sense. */
+export function decodeLaneHello(view: DataView, at: number): LaneHello {
+  return {
+    magic: view.getUint32(at + 0, true),
+    version: view.getUint16(at + 4, true),
+    kind: view.getUint16(at + 6, true),
+    shard: view.getUint32(at + 8, true),
+    stream: view.getUint32(at + 12, true),
+    sessionId: view.getBigUint64(at + 16, true),
+    ticket0: view.getBigUint64(at + 24, true),
+    ticket1: view.getBigUint64(at + 32, true),
+    ticket2: view.getBigUint64(at + 40, true),
+    ticket3: view.getBigUint64(at + 48, true),
+    reserved: view.getBigUint64(at + 56, true),
+  };
+}
+
+/** Layout of LaneWelcome: byte offsets. Answer to LaneHello. Anything but ok is followed by the end of the connection. */
+export const LaneWelcomeLayout = {
+  bytes: 16,
+  align: 8,
+  offset: {
+    /** u32: laneMagic */
+    magic: 0,
+    /** u16: protocolVersion */
+    version: 4,
+    /** u16: Status */
+    status: 6,
+    /** u64: zero */
+    reserved: 8,
+  },
+  type: {
+    magic: 'u32',
+    version: 'u16',
+    status: 'u16',
+    reserved: 'u64',
+  },
+} as const;
+
+/** Answer to LaneHello. Anything but ok is followed by the end of the connection. */
+export interface LaneWelcome {
+  /** laneMagic */
+  magic: number;
+  /** protocolVersion */
+  version: number;
+  /** Status */
+  status: number;
+  /** zero */
+  reserved: bigint;
+}
+
+/** Writes a LaneWelcome at `at`; the view must have 16 bytes left. */
+export function encodeLaneWelcome(view: DataView, at: number, value: LaneWelcome): void {
+  view.setUint32(at + 0, value.magic, true);
+  view.setUint16(at + 4, value.version, true);
+  view.setUint16(at + 6, value.status, true);
+  view.setBigUint64(at + 8, value.reserved, true);
+}
+
+/** Reads the LaneWelcome at `at`. Says nothing about whether its values make sense. */
+export function decodeLaneWelcome(view: DataView, at: number): LaneWelcome {
+  return {
+    magic: view.getUint32(at + 0, true),
+    version: view.getUint16(at + 4, true),
+    status: view.getUint16(at + 6, true),
+    reserved: view.getBigUint64(at + 8, true),
+  };
+}
+
+/** Layout of StreamHeader: byte offsets. Precedes every frame on a HIO or WIO lane. */
+export const StreamHeaderLayout = {
+  bytes: 32,
+  align: 8,
+  offset: {
+    /** u32: streamMagic */
+    magic: 0,
+    /** u16: protocolVersion */
+    version: 4,
+    /** u16: StreamType */
+    type: 6,
+    /** u32: bytes that follow */
+    length: 8,
+    /** u32: CRC32C of what follows, or 0 where the sender computes none */
+    checksum: 12,
+    /** u64: see StreamType */
+    requestId: 16,
+    /** u64: payload: generation of the slot */
+    generation: 24,
+  },
+  type: {
+    magic: 'u32',
+    version: 'u16',
+    type: 'u16',
+    length: 'u32',
+    checksum: 'u32',
+    requestId: 'u64',
+    generation: 'u64',
+  },
+} as const;
+
+/** Precedes every frame on a HIO or WIO lane. */
+export interface StreamHeader {
+  /** streamMagic */
+  magic: number;
+  /** protocolVersion */
+  version: number;
+  /** StreamType */
+  type: number;
+  /** bytes that follow */
+  length: number;
+  /** CRC32C of what follows, or 0 where the sender computes none */
+  checksum: number;
+  /** see StreamType */
+  requestId: bigint;
+  /** payload: generation of the slot */
+  generation: bigint;
+}
+
+/** Writes a StreamHeader at `at`; the view must have 32 bytes left. */
+export function encodeStreamHeader(view: DataView, at: number, value: StreamHeader): void {
+  view.setUint32(at + 0, value.magic, true);
+  view.setUint16(at + 4, value.version, true);
+  view.setUint16(at + 6, value.type, true);
+  view.setUint32(at + 8, value.length, true);
+  view.setUint32(at + 12, value.checksum, true);
+  view.setBigUint64(at + 16, value.requestId, true);
+  view.setBigUint64(at + 24, value.generation, true);
+}
+
+/** Reads the StreamHeader at `at`. Says nothing about whether its values make sense. */
+export function decodeStreamHeader(view: DataView, at: number): StreamHeader {
+  return {
+    magic: view.getUint32(at + 0, true),
+    version: view.getUint16(at + 4, true),
+    type: view.getUint16(at + 6, true),
+    length: view.getUint32(at + 8, true),
+    checksum: view.getUint32(at + 12, true),
+    requestId: view.getBigUint64(at + 16, true),
     generation: view.getBigUint64(at + 24, true),
   };
 }

@@ -158,6 +158,7 @@ export class DriverCore {
           opcode: Opcode.delete,
           flags: DescriptorFlag.scrub,
           slots: Uint32Array.from(slots),
+          places: new Uint32Array(0),
           generations: Float64Array.from(generations),
           tenantTag: 0n,
           deadlineMs: this.settings.deadlineMs,

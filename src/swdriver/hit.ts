@@ -4,6 +4,19 @@ import type { Node } from './prefix_map.js';
 import { type ColumnRef, checkLength, type PieceSink } from './runtime.js';
 import type { Stripe } from './stripe.js';
 
+/** A part of a prefix that has been fetched: columns from `from`, below `end`, with their places. */
+interface Part {
+  from: number;
+  end: number;
+  /** Columns below this one may be read. */
+  usable: number;
+  places: number[];
+  /** All of it may be read. */
+  complete: boolean;
+}
+
+const NOTHING: Promise<Part> = Promise.resolve({ from: 0, end: 0, usable: 0, places: [], complete: false });
+
 /** How a refill ended. */
 export interface RefillResult {
   /** Columns that the sink has got, from the first without a gap. */
@@ -21,6 +34,7 @@ export class Hit implements Disposable {
   #pinned = true;
   #refills = 0;
   readonly #epochs: readonly number[];
+  readonly #stripeOf: readonly Stripe[];
 
   /** @internal */
   constructor(
@@ -36,6 +50,8 @@ export class Hit implements Disposable {
     readonly pinDeadline: number,
   ) {
     this.#epochs = stripes.map((stripe) => stripe.epoch);
+    // Asked now: a node may be another column's by the time its place is given back.
+    this.#stripeOf = path.map((node) => core.stripes[core.map.stripe(node)] as Stripe);
   }
 
   /** Columns of the prefix. */
@@ -64,16 +80,21 @@ export class Hit implements Disposable {
     // The pin stays until the reading ends, also where the caller releases meanwhile.
     this.#refills += 1;
     try {
-      const usable =
-        this.#held && this.columns > 0 ? await this.#fetch(options.deadlineMs ?? core.settings.deadlineMs) : 0;
+      const deadlineMs = options.deadlineMs ?? core.settings.deadlineMs;
       let done = 0;
-      while (done < usable && this.#current(done)) {
-        const finished = this.#deliver(sink, done);
-        if (finished !== undefined) await finished;
-        // While the sink worked the shard may have taken its memory away, or the pin may have run out: then the sink
-        // may have read anything.
-        if (!this.#held || !this.#current(done) || !this.#intact()) break;
-        done += 1;
+      // While the runtime reads one part of the prefix the next one is on its way.
+      let next = this.#fetch(0, deadlineMs);
+      try {
+        for (let more = true; more; ) {
+          const part = await next;
+          more = part.complete && part.end < this.columns;
+          next = more ? this.#fetch(part.end, deadlineMs) : NOTHING;
+          done += await this.#deliverAll(sink, part);
+          more &&= done === part.end;
+        }
+      } finally {
+        // Also where the sink threw, or stopped early.
+        this.#giveBack(await next);
       }
       core.stats.columnsRefilled += done;
       core.stats.refillMisses += this.columns - done;
@@ -121,14 +142,28 @@ export class Hit implements Disposable {
     return map.isCurrent(node, this.serials[column] as number) && map.isStored(node);
   }
 
-  /** Asks the shards for all columns and answers how many, from the first, may be read. */
-  async #fetch(deadlineMs: number): Promise<number> {
+  /**
+   * Asks the shards for a part of the prefix, as much as there are places for. Only whole columns from the first without
+   * a gap count.
+   */
+  async #fetch(from: number, deadlineMs: number): Promise<Part> {
     const { map } = this.core;
-    const outcomes = new Uint16Array(this.columns).fill(Status.cancelled);
+    if (!this.#held || from >= this.columns) return { from, end: from, usable: from, places: [], complete: false };
+    const wanted = this.#claimPlaces(from);
+    if (wanted.places.length === 0) {
+      // Another part, of this hit or another, has all the places: wait for one.
+      const stripe = this.core.stripes[map.stripe(this.path[from] as Node)] as Stripe;
+      if (!this.#current(from) || !stripe.usable) return { ...wanted, usable: from, complete: false };
+      const started = this.core.clock.now();
+      await stripe.placeFreed(deadlineMs);
+      const left = deadlineMs - (this.core.clock.now() - started);
+      return left > 0 ? this.#fetch(from, left) : { ...wanted, usable: from, complete: false };
+    }
+    const outcomes = new Uint16Array(wanted.places.length).fill(Status.cancelled);
     await Promise.all(
       this.stripes.map(async (stripe) => {
         const columns: number[] = [];
-        for (let column = 0; column < this.columns; column += 1) {
+        for (let column = from; column < wanted.end; column += 1) {
           if (this.#current(column) && map.stripe(this.path[column] as Node) === stripe.index) columns.push(column);
         }
         if (columns.length === 0) return;
@@ -136,27 +171,70 @@ export class Hit implements Disposable {
           opcode: Opcode.refill,
           flags: 0,
           slots: Uint32Array.from(columns, (column) => map.slot(this.path[column] as Node)),
+          places: Uint32Array.from(columns, (column) => wanted.places[column - from] as number),
           generations: Float64Array.from(columns, (column) => map.generation(this.path[column] as Node)),
           tenantTag: this.tenantTag,
           deadlineMs,
         });
-        for (const [item, column] of columns.entries()) outcomes[column] = outcome[item] as number;
+        for (const [item, column] of columns.entries()) outcomes[column - from] = outcome[item] as number;
       }),
     );
     const firstMiss = outcomes.findIndex((status) => status !== Status.ok);
-    if (firstMiss < 0) return this.columns;
+    if (firstMiss < 0) return { ...wanted, usable: wanted.end, complete: true };
     const status = outcomes[firstMiss] as Status;
+    const column = from + firstMiss;
     // The shard has not got what the map promised: the map is wrong there, so it forgets.
     const lost = status === Status.missEmpty || status === Status.missOverwritten || status === Status.missTenant;
-    if (lost && this.#current(firstMiss)) this.core.remove(this.path[firstMiss] as Node);
-    return firstMiss;
+    if (lost && this.#current(column)) this.core.remove(this.path[column] as Node);
+    return { ...wanted, usable: column, complete: false };
   }
 
-  #deliver(sink: PieceSink, column: number): void | Promise<void> {
-    const { core } = this;
+  /** Places for columns from `from` on. Half of them at most, so that the part before can still be read. */
+  #claimPlaces(from: number): { from: number; end: number; places: number[] } {
+    const { map, stripes } = this.core;
+    const places: number[] = [];
+    let end = from;
+    for (; end < this.columns && this.#current(end); end += 1) {
+      const node = this.path[end] as Node;
+      const stripe = stripes[map.stripe(node)] as Stripe;
+      if (places.length > 0 && places.length >= stripe.placeCount / 2) break;
+      const place = stripe.takePlace(map.slot(node));
+      if (place === undefined) break;
+      places.push(place);
+    }
+    return { from, end, places };
+  }
+
+  /** Hands the usable columns of a part to the sink, gives their places back, and answers how many count. */
+  async #deliverAll(sink: PieceSink, part: Part): Promise<number> {
+    let column = part.from;
+    try {
+      while (column < part.usable && this.#held && this.#current(column)) {
+        const finished = this.#deliver(sink, column, part.places[column - part.from] as number);
+        if (finished !== undefined) await finished;
+        // While the sink worked the shard may have taken its memory away, or the pin may have run out: then the sink
+        // may have read anything.
+        if (!this.#held || !this.#current(column) || !this.#intact()) break;
+        column += 1;
+      }
+      return column - part.from;
+    } finally {
+      this.#giveBack(part);
+    }
+  }
+
+  #giveBack(part: Part): void {
+    for (const [index, place] of part.places.entries()) {
+      const stripe = this.#stripeOf[part.from + index] as Stripe;
+      stripe.givePlace(place, this.#epochs[this.stripes.indexOf(stripe)] as number);
+    }
+  }
+
+  #deliver(sink: PieceSink, column: number, place: number): void | Promise<void> {
+    const { map } = this.core;
     const node = this.path[column] as Node;
-    const ref: ColumnRef = { index: column, tenantTag: this.tenantTag, generation: core.map.generation(node) };
-    const pieces = core.piecesOf(node);
+    const ref: ColumnRef = { index: column, tenantTag: this.tenantTag, generation: map.generation(node) };
+    const pieces = (this.#stripeOf[column] as Stripe).pieces(place);
     if ('read' in sink) return sink.read(ref, pieces);
     for (const [shard, piece] of pieces.entries()) {
       const target = sink.locate(ref, shard);

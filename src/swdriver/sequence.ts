@@ -4,7 +4,7 @@ import type { DriverCore } from './driver_core.js';
 import type { Hit } from './hit.js';
 import { NONE, type Node } from './prefix_map.js';
 import { type ColumnRef, checkLength, type PieceSource } from './runtime.js';
-import type { Stripe } from './stripe.js';
+import { Stripe } from './stripe.js';
 
 /** How an evict ended. */
 export interface EvictResult {
@@ -24,6 +24,8 @@ interface Claim {
   stripe: Stripe;
   epoch: number;
   slot: number;
+  /** Where the runtime writes the bytes. */
+  place: number;
   node: Node;
   serial: number;
   ref: ColumnRef;
@@ -120,7 +122,7 @@ export class Sequence {
   }
 
   async #evict(source: PieceSource, deadlineMs: number): Promise<EvictResult> {
-    const { map, stats } = this.core;
+    const { map, stats, clock } = this.core;
     const full = this.fullColumns;
     // close() drops the tokens, and what has begun has to go on with those that it began with.
     const tokens = this.#tokens;
@@ -130,15 +132,24 @@ export class Sequence {
     map.pin(tip);
     const running: Promise<number>[] = [];
     let present = from;
+    let stalledAt = clock.now();
     let stored = 0;
     try {
       for (let column = from; column < full; ) {
-        const { next, known, complete } = await this.#storeBatch(source, tokens, column, full, (stripe, claims) =>
+        const batch = await this.#storeBatch(source, tokens, column, full, (stripe, claims) =>
           running.push(this.#send(stripe, claims, deadlineMs)),
         );
-        present += known;
-        column = next;
-        if (!complete) break;
+        present += batch.known;
+        if (batch.full) {
+          // What is on its way makes room when it has arrived; where nothing arrives, nothing more is sent.
+          if (batch.next > column) stalledAt = clock.now();
+          const left = stalledAt + deadlineMs - clock.now();
+          if (left <= 0 || !batch.full.usable) break;
+          await batch.full.placeFreed(left);
+        } else if (!batch.complete) {
+          break;
+        }
+        column = batch.next;
       }
     } finally {
       for (const count of await Promise.all(running)) stored += count;
@@ -156,14 +167,15 @@ export class Sequence {
     source: PieceSource,
     tokens: Uint32Array,
     column: number,
-    full: number,
+    last: number,
     send: (stripe: Stripe, claims: Claim[]) => void,
-  ): Promise<{ next: number; known: number; complete: boolean }> {
+  ): Promise<{ next: number; known: number; complete: boolean; full: Stripe | undefined }> {
     const { map } = this.core;
     const batches = new Map<Stripe, Claim[]>();
-    const end = Math.min(full, column + COLUMNS_PER_BATCH);
+    const end = Math.min(last, column + COLUMNS_PER_BATCH);
     let known = 0;
     let cursor = column;
+    let full: Stripe | undefined;
     try {
       for (; cursor < end; cursor += 1) {
         // While the runtime wrote, a shard may have died and taken the columns before this one along.
@@ -176,6 +188,10 @@ export class Sequence {
         }
         const claim = this.#claim(tokens, cursor);
         if (!claim) break;
+        if (claim instanceof Stripe) {
+          full = claim;
+          break;
+        }
         let written = false;
         try {
           const outcome = this.#write(source, claim);
@@ -194,11 +210,14 @@ export class Sequence {
       // Also where the source threw: what was written before that is good and must not stay half-way.
       for (const [stripe, claims] of batches) send(stripe, claims);
     }
-    return { next: cursor, known, complete: cursor === end };
+    return { next: cursor, known, complete: cursor === end, full };
   }
 
-  /** Finds room for the column that continues the tip and enters it in the map, invisible as yet. */
-  #claim(tokens: Uint32Array, column: number): Claim | undefined {
+  /**
+   * Finds room for the column that continues the tip and enters it in the map, invisible as yet. Answers with the stripe
+   * where all places for bytes on their way are taken.
+   */
+  #claim(tokens: Uint32Array, column: number): Claim | Stripe | undefined {
     const { core } = this;
     const { map } = core;
     // The tip may be a leaf, and must not be what makes the room.
@@ -207,10 +226,16 @@ export class Sequence {
     map.unpin(this.#tip, this.#tipSerial);
     if (!room) return undefined;
     const { stripe, slot } = room;
+    const place = stripe.takePlace(slot);
+    if (place === undefined) {
+      stripe.letGo(slot, stripe.epoch);
+      stripe.giveSlot(slot);
+      return stripe;
+    }
     const generation = core.nextGeneration();
     const node = map.insert(this.#tip, tokens, column * map.columnTokens, stripe.index, slot, generation);
     const ref: ColumnRef = { index: column, tenantTag: this.tenantTag, generation };
-    return { stripe, epoch: stripe.epoch, slot, node, serial: map.serial(node), ref };
+    return { stripe, epoch: stripe.epoch, slot, place, node, serial: map.serial(node), ref };
   }
 
   /** Whether the claimed place is still this column's: a shard that dies takes it away. */
@@ -225,14 +250,15 @@ export class Sequence {
       this.core.remove(claim.node);
     } else if (stripe.epoch === epoch) {
       // Removed while it was being written, perhaps because its tenant was forgotten: nothing of it may stay.
-      for (const piece of stripe.pieces(slot)) piece.fill(0);
+      for (const piece of stripe.pieces(claim.place)) piece.fill(0);
     }
     stripe.letGo(slot, epoch);
+    stripe.givePlace(claim.place, epoch);
   }
 
   /** Answers whether the runtime had the column. */
   #write(source: PieceSource, claim: Claim): boolean | Promise<boolean> {
-    const pieces = claim.stripe.pieces(claim.slot);
+    const pieces = claim.stripe.pieces(claim.place);
     if ('write' in source) return source.write(claim.ref, pieces);
     for (const [shard, piece] of pieces.entries()) {
       const bytes = source.locate(claim.ref, shard);
@@ -256,12 +282,16 @@ export class Sequence {
       opcode: Opcode.evict,
       flags: 0,
       slots: Uint32Array.from(claims, ({ slot }) => slot),
+      places: Uint32Array.from(claims, ({ place }) => place),
       generations: Float64Array.from(claims, ({ ref }) => ref.generation),
       tenantTag: this.tenantTag,
       deadlineMs,
     });
     // In flight now, which keeps the slots as well.
-    for (const { slot, epoch } of claims) stripe.letGo(slot, epoch);
+    for (const { slot, place, epoch } of claims) {
+      stripe.letGo(slot, epoch);
+      stripe.givePlace(place, epoch);
+    }
     const outcome = await finished;
     let stored = 0;
     for (const [item, { node, serial }] of claims.entries()) {

@@ -2,6 +2,7 @@ import type { Clock } from '../common/clock.js';
 import { KvssError, localError } from '../common/errors.js';
 import type { Connector, DaemonConnection, OperationBatch, ShardLink } from '../links/link.js';
 import { MAX_SLOTS_PER_GRANT, Opcode, Status } from '../proto/generated.js';
+import { NumberPool } from './number_pool.js';
 
 /** Which shards make a stripe: together they hold whole columns, each its own piece. */
 export interface StripeAddress {
@@ -67,12 +68,15 @@ export class Stripe {
   #epoch = 0;
   #draining = false;
   #closed = false;
-  #free: Uint32Array = new Uint32Array(0);
-  #freeCount = 0;
-  /** Batches in flight that touch a slot, and takers that have not let it go, by slot. */
-  #busy: Uint32Array = new Uint32Array(0);
-  /** Slots that are given back as soon as nothing in flight touches them. */
-  #retired: Uint8Array = new Uint8Array(0);
+  /** Held by whoever writes a slot, and by every batch in flight that names it. */
+  #slots = new NumberPool(0);
+  /** Where bytes are on this side while they travel; unused where slots are in place. */
+  #places = new NumberPool(0);
+  #inPlace = true;
+  /** Those that wait for a place. */
+  #waiters: (() => void)[] = [];
+  /** Something did not finish in time: nothing new is tried until something finishes. */
+  #suspect = false;
   #evictsIssued = 0;
   #nextBatch = 1;
   readonly #batches = new Map<number, RunningBatch>();
@@ -90,7 +94,7 @@ export class Stripe {
 
   /** Whether columns can be stored and refilled. */
   get usable(): boolean {
-    return this.#links.length > 0 && !this.#draining;
+    return this.#links.length > 0 && !this.#draining && !this.#suspect;
   }
 
   /** Columns that fit; 0 while the stripe is down. */
@@ -104,7 +108,7 @@ export class Stripe {
   }
 
   get freeSlots(): number {
-    return this.#freeCount;
+    return this.#slots.free;
   }
 
   get shardCount(): number {
@@ -158,28 +162,51 @@ export class Stripe {
    * does not come back to the free list before letGo().
    */
   takeSlot(): number | undefined {
-    if (this.#freeCount === 0) return undefined;
-    this.#freeCount -= 1;
-    const slot = this.#free[this.#freeCount] as number;
-    this.#busy[slot] = 1;
-    return slot;
+    return this.#slots.take();
   }
 
   /** The taker of a slot writes to it no more. Harmless where the stripe has gone down since `epoch`. */
   letGo(slot: number, epoch: number): void {
-    if (epoch === this.#epoch) this.#release(slot);
+    if (epoch === this.#epoch) this.#slots.release(slot);
   }
 
   /** Gives a slot back, as soon as no batch in flight touches it and its taker has let it go. */
   giveSlot(slot: number): void {
-    if (this.#links.length === 0) return;
-    if (this.#busy[slot] !== 0) this.#retired[slot] = 1;
-    else this.#pushFree(slot);
+    if (this.#links.length > 0) this.#slots.give(slot);
   }
 
-  /** The slot's memory on every shard, in order. */
-  pieces(slot: number): Uint8Array[] {
-    return this.#links.map((link) => link.piece(slot));
+  /** Memory for the bytes of a slot on this side: the slot itself, or a place for bytes that travel. */
+  takePlace(slot: number): number | undefined {
+    return this.#inPlace ? slot : this.#places.take();
+  }
+
+  /** Gives a place back; it is used again when nothing in flight touches it. */
+  givePlace(place: number, epoch: number): void {
+    if (this.#inPlace || epoch !== this.#epoch) return;
+    this.#places.give(place);
+    this.#places.release(place);
+  }
+
+  /** Columns that may be on their way at once. */
+  get placeCount(): number {
+    return this.#inPlace ? Number.POSITIVE_INFINITY : this.#places.size;
+  }
+
+  /** Resolves when a place may have become free, the stripe has gone down, or `deadlineMs` has passed. */
+  placeFreed(deadlineMs: number): Promise<void> {
+    if (this.#inPlace || this.#places.free > 0 || this.#links.length === 0) return Promise.resolve();
+    return new Promise((resolve) => {
+      const cancel = this.clock.schedule(deadlineMs, resolve);
+      this.#waiters.push(() => {
+        cancel();
+        resolve();
+      });
+    });
+  }
+
+  /** The memory of a place on every shard, in order. */
+  pieces(place: number): Uint8Array[] {
+    return this.#links.map((link) => link.piece(place));
   }
 
   /**
@@ -191,6 +218,7 @@ export class Stripe {
     opcode: Opcode;
     flags: number;
     slots: Uint32Array;
+    places: Uint32Array;
     generations: Float64Array;
     tenantTag: bigint;
     deadlineMs: number;
@@ -214,7 +242,8 @@ export class Stripe {
     };
     this.#nextBatch = (this.#nextBatch % 0xffffffff) + 1;
     if (evict) this.#evictsIssued += length;
-    for (const slot of request.slots) this.#busy[slot] = (this.#busy[slot] as number) + 1;
+    for (const slot of request.slots) this.#slots.hold(slot);
+    if (!this.#inPlace) for (const place of request.places) this.#places.hold(place);
     this.#batches.set(batch.id, batch);
     for (const queues of this.#backlogs) (evict ? queues.evicts : queues.commands).push({ batch, next: 0 });
     return new Promise((resolve) => {
@@ -254,11 +283,12 @@ export class Stripe {
     this.#capacity = slots;
     this.#draining = false;
     this.#retryMs = FIRST_RETRY_MS;
-    // From the top, so that slots are handed out from 0 upwards.
-    this.#free = Uint32Array.from({ length: slots }, (_, index) => slots - 1 - index);
-    this.#freeCount = slots;
-    this.#busy = new Uint32Array(slots);
-    this.#retired = new Uint8Array(slots);
+    this.#slots = new NumberPool(slots);
+    this.#inPlace = links.every((link) => link.inPlace);
+    this.#places = new NumberPool(this.#inPlace ? 0 : Math.min(...links.map((link) => link.places)), () =>
+      this.#wake(),
+    );
+    this.#suspect = false;
     this.#evictsIssued = 0;
     this.#backlogs = links.map(() => ({ evicts: [], commands: [] }));
     for (const connection of connections) {
@@ -277,7 +307,8 @@ export class Stripe {
     this.#links = [];
     this.#backlogs = [];
     this.#capacity = 0;
-    this.#freeCount = 0;
+    this.#slots = new NumberPool(0);
+    this.#places = new NumberPool(0);
     this.#epoch += 1;
     for (const connection of this.#connections.splice(0)) connection.close();
     const lost = [...this.#batches.values()];
@@ -285,6 +316,7 @@ export class Stripe {
     try {
       // The map forgets first: what is told about the batches must find it so.
       this.events.down(this, reason);
+      this.#wake();
     } finally {
       // Also where a listener throws: nobody may wait for ever.
       for (const batch of lost) this.#settle(batch, Status.cancelled);
@@ -323,28 +355,30 @@ export class Stripe {
     batch.unfinished[item] = (batch.unfinished[item] as number) - 1;
     if (status !== Status.ok) batch.outcome[item] = Math.max(batch.outcome[item] as number, status);
     batch.open -= 1;
-    if (batch.unfinished[item] === 0) this.#release(batch.slots[item] as number);
+    this.#suspect = false;
+    if (batch.unfinished[item] === 0) {
+      this.#slots.release(batch.slots[item] as number);
+      if (!this.#inPlace && batch.places.length > 0) this.#places.release(batch.places[item] as number);
+    }
     if (batch.open > 0) return;
     this.#batches.delete(batchId);
     this.#settle(batch, Status.ok);
   };
 
-  #release(slot: number): void {
-    this.#busy[slot] = (this.#busy[slot] as number) - 1;
-    if (this.#busy[slot] === 0 && this.#retired[slot] === 1) {
-      this.#retired[slot] = 0;
-      this.#pushFree(slot);
-    }
-  }
-
-  #pushFree(slot: number): void {
-    this.#free[this.#freeCount] = slot;
-    this.#freeCount += 1;
+  #wake(): void {
+    for (const waiter of this.#waiters.splice(0)) waiter();
   }
 
   #expire(batch: RunningBatch): void {
     batch.cancelDeadline = undefined;
     this.#settle(batch, Status.deadline);
+    // The next calls are misses at once and do not wait for a shard that does not answer.
+    this.#suspect = true;
+    if (this.#inPlace) return;
+    // A connection that stays silent is dead, whatever the kernel says: it may have become a black hole.
+    this.clock.schedule(batch.timeoutUs / 1000, () => {
+      if (this.#suspect && this.#batches.has(batch.id)) this.#fall('the shards do not answer');
+    });
   }
 
   /** Tells the asker how the batch ended; items that have not finished get `unfinished`. */

@@ -1,8 +1,8 @@
 import { EventEmitter } from 'node:events';
 import { type Clock, systemClock } from '../common/clock.js';
 import { localError } from '../common/errors.js';
+import { connectorFor } from '../links/connect.js';
 import type { Connector } from '../links/link.js';
-import { connectShm } from '../links/shm_connection.js';
 import { DriverCore, type DriverStats } from './driver_core.js';
 import { type EvictionPolicy, lru } from './eviction_policy.js';
 import { type Model, namespaceOf, pieceBytesOf } from './model.js';
@@ -10,7 +10,9 @@ import { Sequence } from './sequence.js';
 import { TenantTags } from './tenant_tags.js';
 
 export interface SwDriverOptions {
-  /** Unix sockets of the daemons. */
+  /**
+   * Where the daemons are: the path of a Unix socket for shared memory, or `tcp://HOST:PORT` or `unix:PATH` for streams.
+   */
   daemons: readonly string[];
   model: Model;
   /**
@@ -35,7 +37,13 @@ export interface SwDriverOptions {
   ringEntries?: number;
   /** Key of the tenants' tags; random if left out. At least 16 bytes. */
   tagKey?: Uint8Array;
-  /** How daemons are reached. Shared memory if left out. */
+  /** Streams only: lanes for payload of each direction, for each shard. 1 if left out. */
+  wioStreams?: number;
+  /** Streams only: memory for pieces on their way, for each shard. 32 MiB if left out. */
+  placeBytes?: number;
+  /** Streams only: secret of the daemons' listeners. */
+  token?: string;
+  /** How daemons are reached, instead of by their addresses. */
   connector?: Connector;
   clock?: Clock;
 }
@@ -79,7 +87,12 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
           connectDeadlineMs: options.connectDeadlineMs ?? 5_000,
         })),
       },
-      options.connector ?? connectShm,
+      options.connector ??
+        connectorFor({
+          wioStreams: options.wioStreams ?? 1,
+          placeBytes: options.placeBytes ?? 2 ** 25,
+          ...(options.token === undefined ? {} : { token: options.token }),
+        }),
       options.clock ?? systemClock,
     );
     this.#core.onStripeChange = (stripe, up, reason) => {

@@ -19,6 +19,10 @@ describe('the native addon', () => {
         'ControlListener',
         'Lane',
         'Shard',
+        'StreamLane',
+        'StreamListener',
+        'answerLane',
+        'connectLane',
         'joinBundles',
         'mapCounters',
         'mapGrant',
@@ -28,6 +32,8 @@ describe('the native addon', () => {
     expect(methodsOf(raw.Shard)).toEqual(
       [
         'addGrant',
+        'addLane',
+        'openStreamSession',
         'close',
         'closeSession',
         'countersDescriptor',
@@ -55,6 +61,22 @@ describe('the native addon', () => {
       ['close', 'peerPid', 'peerUid', 'ref', 'send', 'start', 'unref'].sort(),
     );
     expect(methodsOf(raw.ControlListener)).toEqual(['close']);
+    expect(methodsOf(raw.StreamListener)).toEqual(['close', 'port']);
+    expect(methodsOf(raw.StreamLane)).toEqual(
+      [
+        'arm',
+        'broken',
+        'close',
+        'commandCount',
+        'completions',
+        'descriptors',
+        'evictCount',
+        'places',
+        'poll',
+        'registerMemory',
+        'submit',
+      ].sort(),
+    );
   });
 
   test('serves one shard from end to end, every export called by its name', async () => {

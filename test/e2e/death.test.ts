@@ -156,6 +156,12 @@ describe('a daemon that is stopped and not dead', () => {
     expect(await stalled.evict(wafer.request('acme', more).source)).toEqual({ stored: 0, present: 0, dropped: 10 });
 
     daemon.kill('SIGCONT');
+    // The driver tries nothing new until something that it waits for has finished.
+    await until(() => {
+      const probe = sequence.match(tokens);
+      probe.release();
+      return probe.columns === 20;
+    });
     const later = sequence.match(tokens);
     expect(await refill(later, request)).toEqual({ columns: 20, tokens: 20 * 64 });
     later.release();

@@ -56,6 +56,8 @@ export class TestDaemon implements AsyncDisposable {
     readonly socket: string,
     readonly child: ChildProcess,
     readonly adminUrl: string,
+    /** Ports of its stream listeners, 0 for Unix sockets. */
+    readonly streamPorts: number[],
     readonly finished: Promise<Finished>,
   ) {}
 
@@ -71,7 +73,7 @@ export class TestDaemon implements AsyncDisposable {
     const finished = finish(child);
     const ready = await Promise.race([message(child), finished]);
     if (!('adminUrl' in ready)) throw new Error(`the daemon did not start: ${(ready as Finished).stderr}`);
-    return new TestDaemon(socket, child, ready.adminUrl as string, finished);
+    return new TestDaemon(socket, child, ready.adminUrl as string, ready.streamPorts as number[], finished);
   }
 
   get pid(): number {

@@ -25,6 +25,7 @@ function batchOf({ opcode, slots, generation = 1, tenantTag = 7n, after = 0, fla
     flags,
     length: slots.length,
     slots: Uint32Array.from(slots),
+    places: new Uint32Array(0),
     generations,
     tenantTag,
     after,

@@ -53,6 +53,7 @@ export interface Move {
  * refill needs exactly the stored generation and tenant.
  */
 export class SimulatedLink implements ShardLink {
+  readonly inPlace = true;
   onReady: () => void = () => {};
   /** All operations of this session, in order of submission. */
   readonly evicts: Operation[] = [];
@@ -75,6 +76,10 @@ export class SimulatedLink implements ShardLink {
     this.#slotBytes = slotBytesOf(pieceBytes);
     this.memory = new Uint8Array(slots * this.#slotBytes);
     this.#table = Array.from({ length: slots }, () => ({ generation: 0, tenantTag: 0n, state: 'empty' }));
+  }
+
+  get places(): number {
+    return this.slots;
   }
 
   piece(slot: number): Uint8Array {

@@ -29,6 +29,7 @@ const batch = (opcode: Opcode, slots: readonly number[], generation: number) => 
   opcode,
   flags: 0,
   slots: Uint32Array.from(slots),
+  places: new Uint32Array(0),
   generations: new Float64Array(slots.length).fill(generation),
   tenantTag: 7n,
   deadlineMs: 100,

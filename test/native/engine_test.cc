@@ -37,8 +37,8 @@ struct Reports {
   std::condition_variable changed;
   std::vector<uint64_t> sessions;
 
-  ShardEngine::CorruptHandler Handler() {
-    return [this](uint64_t session) {
+  ShardEngine::FaultHandler Handler() {
+    return [this](uint64_t session, SessionFault) {
       std::lock_guard lock(mutex);
       sessions.push_back(session);
       changed.notify_all();
@@ -148,13 +148,15 @@ struct Shard {
 /// The engine without a host, where a test has to stop it or to look into a session.
 struct Engine {
   Reports reports;
-  MemoryObject memory = Must(MemoryObject::Create("test", 16 * kPieceBytes, HugePages::kNever));
+  GrantMemory memory{Must(GrantGeometry::For(16, kPieceBytes)),
+                     Must(MemoryObject::Create("test", 16 * kPieceBytes, HugePages::kNever)),
+                     {}};
   std::unique_ptr<ShardEngine> engine =
       Must(ShardEngine::Start({.mode = HioMode::kBuffered}, reports.Handler()));
 
   Client Open(uint64_t id, uint32_t entries = 8) {
-    auto session = Must(EngineSession::Create(id, entries, engine->tally()));
-    CHECK(session->AddGrant(kGrant, Must(GrantGeometry::For(16, kPieceBytes)), &memory).ok());
+    auto session = Must(RingSession::Create(id, entries, engine->tally()));
+    CHECK(session->AddGrant(kGrant, &memory).ok());
     Client client = Client::Of(Must(session->Endpoints()), entries);
     engine->Attach(std::move(session));
     return client;

@@ -1,6 +1,7 @@
-#include "engine/engine_session.h"
+#include "engine/ring_session.h"
 
 #include <fcntl.h>
+#include <sys/epoll.h>
 
 #include <algorithm>
 
@@ -20,11 +21,11 @@ Result<UniqueFd> MakeWake() {
 
 }  // namespace
 
-Result<std::unique_ptr<EngineSession>> EngineSession::Create(uint64_t id, uint32_t ring_entries,
-                                                             ShardTally* tally) {
+Result<std::unique_ptr<RingSession>> RingSession::Create(uint64_t id, uint32_t ring_entries,
+                                                         ShardTally* tally) {
   auto segments = SessionSegments::Create(ring_entries);
   if (!segments.ok()) return segments.error();
-  std::unique_ptr<EngineSession> session(new EngineSession(id, std::move(segments.value()), tally));
+  std::unique_ptr<RingSession> session(new RingSession(id, std::move(segments.value()), tally));
   for (UniqueFd* wake : {&session->submit_wake_, &session->completion_wake_}) {
     auto made = MakeWake();
     if (!made.ok()) return made.error();
@@ -33,15 +34,15 @@ Result<std::unique_ptr<EngineSession>> EngineSession::Create(uint64_t id, uint32
   return session;
 }
 
-EngineSession::EngineSession(uint64_t id, SessionSegments segments, ShardTally* tally)
-    : id_(id),
+RingSession::RingSession(uint64_t id, SessionSegments segments, ShardTally* tally)
+    : EngineSession(id),
       segments_(std::move(segments)),
       evict_ring_(segments_.evict_ring()),
       command_ring_(segments_.command_ring()),
       completion_ring_(segments_.completion_ring()),
       core_(segments_.ring_entries(), &port_, this, tally) {}
 
-Result<SessionEndpoints> EngineSession::Endpoints() const {
+Result<SessionEndpoints> RingSession::Endpoints() const {
   SessionEndpoints endpoints;
   const std::pair<UniqueFd*, int> copies[] = {
       {&endpoints.submit_segment, segments_.submit_object().fd()},
@@ -57,20 +58,20 @@ Result<SessionEndpoints> EngineSession::Endpoints() const {
   return endpoints;
 }
 
-Outcome EngineSession::AddGrant(uint32_t grant_id, const GrantGeometry& geometry, MemoryObject* object) {
-  Outcome added = core_.AddGrant(grant_id, geometry);
-  if (added.ok()) port_.AddGrant(grant_id, object);
+Outcome RingSession::AddGrant(uint32_t grant_id, GrantMemory* memory) {
+  Outcome added = core_.AddGrant(grant_id, memory->geometry);
+  if (added.ok()) port_.AddGrant(grant_id, &memory->object);
   return added;
 }
 
-Outcome EngineSession::RemoveGrant(uint32_t grant_id) {
+Outcome RingSession::RemoveGrant(uint32_t grant_id) {
   Outcome removed = core_.RemoveGrant(grant_id);
   if (removed.ok()) port_.RemoveGrant(grant_id);
   return removed;
 }
 
-bool EngineSession::Pump(uint64_t now_ns) {
-  if (corrupt_) return false;
+bool RingSession::Pump(uint64_t now_ns) {
+  if (failed()) return false;
   bool worked = Drain(Queue::kEvict, kEvictsPerTurn, now_ns);
   worked |= Drain(Queue::kCommand, kCommandsPerTurn, now_ns);
   core_.ExpireDeadlines(now_ns);
@@ -78,12 +79,12 @@ bool EngineSession::Pump(uint64_t now_ns) {
   return worked;
 }
 
-uint32_t EngineSession::Takeable(Queue queue) {
-  if (corrupt_) return 0;
+uint32_t RingSession::Takeable(Queue queue) {
+  if (failed()) return 0;
   const std::optional<uint32_t> waiting = Ring(queue).Available();
   const std::optional<uint32_t> room = completion_ring_.Room();
   if (!waiting || !room) {
-    corrupt_ = true;
+    Fail(SessionFault::kRing);
     return 0;
   }
   // Every accepted operation must find room for its completion, so that the core never has to wait for the
@@ -93,7 +94,7 @@ uint32_t EngineSession::Takeable(Queue queue) {
   return std::min({*waiting, queue == Queue::kEvict ? core_.EvictRoom() : core_.CommandRoom(), completions});
 }
 
-bool EngineSession::Drain(Queue queue, uint32_t limit, uint64_t now_ns) {
+bool RingSession::Drain(Queue queue, uint32_t limit, uint64_t now_ns) {
   const uint32_t batch = std::min(Takeable(queue), limit);
   if (batch == 0) return false;
   RingConsumer<proto::Descriptor>& ring = Ring(queue);
@@ -106,13 +107,13 @@ bool EngineSession::Drain(Queue queue, uint32_t limit, uint64_t now_ns) {
   return true;
 }
 
-void EngineSession::Complete(const proto::Completion& completion) {
+void RingSession::Complete(const proto::Completion& completion) {
   ++completed_;
   ++unpublished_;
   completion_ring_.Put(completion);
 }
 
-void EngineSession::Publish() {
+void RingSession::Publish() {
   if (unpublished_ == 0) return;
   unpublished_ = 0;
   completion_ring_.Publish();
@@ -127,19 +128,21 @@ void EngineSession::Publish() {
   }
 }
 
-bool EngineSession::HasWork() {
+bool RingSession::HasWork() {
   // Descriptors that cannot be taken yet are no work: ShardLane::Poll wakes the engine once it has made room.
-  return Takeable(Queue::kEvict) > 0 || Takeable(Queue::kCommand) > 0 || (corrupt_ && !reported_);
+  return Takeable(Queue::kEvict) > 0 || Takeable(Queue::kCommand) > 0 || fault_unreported();
 }
 
-bool EngineSession::Unfinished() {
-  if (corrupt_) return false;
+bool RingSession::Unfinished() {
+  if (failed()) return false;
   return !core_.idle() || evict_ring_.Available().value_or(0) > 0 ||
          command_ring_.Available().value_or(0) > 0;
 }
 
-void EngineSession::Close(uint64_t now_ns) {
+void RingSession::Close(uint64_t now_ns) {
   core_.Close(now_ns);
+  // Transfers of this port end inside Begin, so nothing can be running here.
+  KVSS_CHECK(core_.quiescent());
   // Before any page of a grant is taken away. Partner: the acquire fence in ShardLane::revoked, which stands
   // between the reading of a slot and the look at this flag: who has read a byte of a page that was gone sees
   // the flag.
@@ -147,7 +150,17 @@ void EngineSession::Close(uint64_t now_ns) {
   std::atomic_thread_fence(std::memory_order_seq_cst);
 }
 
-void EngineSession::AnnounceSleep(bool sleeping) {
+void RingSession::WatchWith(int epoll_fd) {
+  epoll_event event{.events = EPOLLIN | EPOLLET, .data = {.ptr = nullptr}};
+  // Where the kernel refuses, the engine's heartbeat still finds the work: slow, but not stuck.
+  (void)::epoll_ctl(epoll_fd, EPOLL_CTL_ADD, submit_wake_.get(), &event);
+}
+
+void RingSession::UnwatchWith(int epoll_fd) {
+  (void)::epoll_ctl(epoll_fd, EPOLL_CTL_DEL, submit_wake_.get(), nullptr);
+}
+
+void RingSession::AnnounceSleep(bool sleeping) {
   segments_.status().engine_sleeping.store(sleeping ? 1 : 0, std::memory_order_relaxed);
 }
 

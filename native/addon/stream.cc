@@ -1,0 +1,229 @@
+#include "addon/stream.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "addon/reactor.h"
+
+namespace kvss::addon {
+namespace {
+
+// Connections that have not said what they are for. More than these, and the one that has waited longest
+// goes.
+constexpr size_t kMaxArriving = 128;
+
+StreamAddress AddressOf(const Napi::Value& host, const Napi::Value& port) {
+  StreamAddress address{host.As<Napi::String>().Utf8Value(), std::nullopt};
+  if (port.IsNumber()) address.port = static_cast<uint16_t>(port.As<Napi::Number>().Uint32Value());
+  return address;
+}
+
+}  // namespace
+
+// ---- StreamListener
+// ---------------------------------------------------------------------------------------------
+
+Napi::Function StreamListenerWrap::Define(Napi::Env env) {
+  return DefineClass(env, "StreamListener",
+                     {InstanceMethod<&StreamListenerWrap::CloseFromJs>("close"),
+                      InstanceAccessor<&StreamListenerWrap::Port>("port")});
+}
+
+StreamListenerWrap::StreamListenerWrap(const Napi::CallbackInfo& info)
+    : Napi::ObjectWrap<StreamListenerWrap>(info) {
+  auto listener = StreamListener::Listen(AddressOf(info[0], info[1]));
+  if (!listener.ok()) throw ToJsError(info.Env(), listener.error());
+  listener_.emplace(std::move(listener.value()));
+  on_connection_ = Napi::Persistent(info[2].As<Napi::Function>());
+  reactor_ = Reactor::For(info.Env());
+  watch_ = reactor_->Watch(listener_->fd(), [this](Napi::Env env) { Readable(env); });
+  Ref();
+}
+
+void StreamListenerWrap::Readable(Napi::Env) {
+  while (listener_) {
+    UniqueFd fd = listener_->Accept();
+    if (!fd.valid()) return;
+    const uint64_t number = next_number_++;
+    Arriving& connection = arriving_[number];
+    connection.fd = std::move(fd);
+    connection.watch =
+        reactor_->Watch(connection.fd.get(), [this, number](Napi::Env env) { ReadHello(env, number); });
+    if (arriving_.size() > kMaxArriving) Drop(arriving_.begin()->first);
+  }
+}
+
+void StreamListenerWrap::ReadHello(Napi::Env env, uint64_t number) {
+  Arriving& connection = arriving_.at(number);
+  const StreamState state = ReceiveInto(
+      connection.fd.get(), std::as_writable_bytes(std::span(&connection.hello, 1)), &connection.have);
+  if (state == StreamState::kPartial) return;
+  if (state == StreamState::kEnded) return Drop(number);
+  Napi::HandleScope scope(env);
+  Napi::Uint8Array hello = Napi::Uint8Array::New(env, sizeof(connection.hello));
+  std::memcpy(hello.Data(), &connection.hello, sizeof(connection.hello));
+  std::vector<UniqueFd> fds;
+  reactor_->Unwatch(connection.watch);
+  fds.push_back(std::move(connection.fd));
+  arriving_.erase(number);
+  on_connection_.MakeCallback(Value(), {hello, DescriptorBundle::Wrap(env, std::move(fds))});
+}
+
+void StreamListenerWrap::Drop(uint64_t number) {
+  reactor_->Unwatch(arriving_.at(number).watch);
+  arriving_.erase(number);
+}
+
+Napi::Value StreamListenerWrap::Port(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), listener_ ? listener_->port() : 0);
+}
+
+void StreamListenerWrap::CloseFromJs(const Napi::CallbackInfo&) {
+  if (!listener_) return;
+  while (!arriving_.empty()) Drop(arriving_.begin()->first);
+  reactor_->Unwatch(watch_);
+  listener_.reset();
+  on_connection_.Reset();
+  Unref();
+}
+
+// ---- StreamLane
+// -------------------------------------------------------------------------------------------------
+
+Napi::Function StreamLaneWrap::Define(Napi::Env env) {
+  return DefineClass(env, "StreamLane",
+                     {
+                         InstanceMethod<&StreamLaneWrap::Submit>("submit"),
+                         InstanceMethod<&StreamLaneWrap::Poll>("poll"),
+                         InstanceMethod<&StreamLaneWrap::Arm>("arm"),
+                         InstanceMethod<&StreamLaneWrap::EvictCount>("evictCount"),
+                         InstanceMethod<&StreamLaneWrap::CommandCount>("commandCount"),
+                         InstanceMethod<&StreamLaneWrap::Broken>("broken"),
+                         InstanceMethod<&StreamLaneWrap::RegisterMemory>("registerMemory"),
+                         InstanceMethod<&StreamLaneWrap::CloseFromJs>("close"),
+                         InstanceAccessor<&StreamLaneWrap::Descriptors>("descriptors"),
+                         InstanceAccessor<&StreamLaneWrap::Completions>("completions"),
+                         InstanceAccessor<&StreamLaneWrap::Places>("places"),
+                     });
+}
+
+void* StreamLaneWrap::NewArray(Napi::Env env, size_t index, size_t bytes) {
+  Napi::ArrayBuffer array = Napi::ArrayBuffer::New(env, bytes);
+  arrays_[index] = Napi::Reference<Napi::ArrayBuffer>::New(array, 1);
+  return array.Data();
+}
+
+// (bundle, evict lanes, refill lanes, window, onWake): the bundle holds the HIO lane, then the evict lanes,
+// then the refill lanes.
+StreamLaneWrap::StreamLaneWrap(const Napi::CallbackInfo& info) : Napi::ObjectWrap<StreamLaneWrap>(info) {
+  const Napi::Env env = info.Env();
+  const uint32_t evict_lanes = info[1].As<Napi::Number>().Uint32Value();
+  const uint32_t refill_lanes = info[2].As<Napi::Number>().Uint32Value();
+  const uint32_t window = info[3].As<Napi::Number>().Uint32Value();
+  std::vector<UniqueFd> fds = DescriptorBundle::Take(info[0], 1 + evict_lanes + refill_lanes);
+  StreamLane::Connections connections;
+  connections.hio = std::move(fds[0]);
+  for (size_t index = 1; index < fds.size(); ++index) {
+    (index <= evict_lanes ? connections.evict : connections.refill).push_back(std::move(fds[index]));
+  }
+  auto lane = StreamLane::Start(std::move(connections), window);
+  if (!lane.ok()) throw ToJsError(env, lane.error());
+  lane_ = std::move(lane.value());
+  descriptors_ = static_cast<proto::Descriptor*>(NewArray(env, 0, window * sizeof(proto::Descriptor)));
+  completions_ = static_cast<proto::Completion*>(NewArray(env, 1, 2 * window * sizeof(proto::Completion)));
+  places_ = static_cast<Place*>(NewArray(env, 2, window * sizeof(Place)));
+  orders_.resize(window);
+  on_wake_ = Napi::Persistent(info[4].As<Napi::Function>());
+  reactor_ = Reactor::For(env);
+  watch_ = reactor_->Watch(lane_->completion_wake_fd(), [this](Napi::Env js) { Woken(js); });
+  reactor_->Unref(watch_);
+  Ref();
+}
+
+void StreamLaneWrap::Woken(Napi::Env env) {
+  if (!lane_) return;
+  lane_->Disarm();
+  Napi::HandleScope scope(env);
+  on_wake_.MakeCallback(Value(), {});
+}
+
+Napi::Value StreamLaneWrap::Submit(const Napi::CallbackInfo& info) {
+  if (!lane_) return Napi::Number::New(info.Env(), 0);
+  const uint32_t count = std::min(info[0].As<Napi::Number>().Uint32Value(), lane_->window());
+  for (uint32_t index = 0; index < count; ++index) {
+    const proto::Descriptor& descriptor = descriptors_[index];
+    StreamOrder& order = orders_[index];
+    order.descriptor = descriptor;
+    order.memory = nullptr;
+    if (descriptor.opcode == static_cast<uint16_t>(proto::Opcode::kDelete)) continue;
+    const auto region = static_cast<uint64_t>(places_[index].region);
+    const auto offset = static_cast<uint64_t>(places_[index].offset);
+    // Our own TypeScript says where; a wrong place would be a wild write.
+    KVSS_CHECK(region < regions_.size() && offset <= regions_[region].bytes &&
+               descriptor.piece_bytes <= regions_[region].bytes - offset);
+    order.memory = regions_[region].data + offset;
+  }
+  return Napi::Number::New(info.Env(), lane_->Submit(orders_.data(), count));
+}
+
+Napi::Value StreamLaneWrap::Poll(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), lane_ ? lane_->Poll(completions_, 2 * lane_->window()) : 0);
+}
+
+Napi::Value StreamLaneWrap::Arm(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), lane_ && lane_->Arm());
+}
+
+Napi::Value StreamLaneWrap::EvictCount(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), lane_ ? static_cast<double>(lane_->evict_count()) : 0);
+}
+
+Napi::Value StreamLaneWrap::CommandCount(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), lane_ ? static_cast<double>(lane_->command_count()) : 0);
+}
+
+Napi::Value StreamLaneWrap::Broken(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), !lane_ || lane_->broken());
+}
+
+Napi::Value StreamLaneWrap::RegisterMemory(const Napi::CallbackInfo& info) {
+  Napi::ArrayBuffer memory = info[0].As<Napi::ArrayBuffer>();
+  regions_.push_back({static_cast<std::byte*>(memory.Data()), memory.ByteLength(),
+                      Napi::Reference<Napi::ArrayBuffer>::New(memory, 1)});
+  return Napi::Number::New(info.Env(), static_cast<double>(regions_.size() - 1));
+}
+
+void StreamLaneWrap::CloseFromJs(const Napi::CallbackInfo&) {
+  if (!lane_) return;
+  reactor_->Unwatch(watch_);
+  lane_.reset();
+  regions_.clear();
+  on_wake_.Reset();
+  Unref();
+}
+
+Napi::Value ConnectLaneFromJs(const Napi::CallbackInfo& info) {
+  const Napi::Uint8Array bytes = info[2].As<Napi::Uint8Array>();
+  proto::LaneHello hello{};
+  if (bytes.ByteLength() != sizeof(hello))
+    throw Napi::TypeError::New(info.Env(), "a lane hello has 64 bytes");
+  std::memcpy(&hello, bytes.Data(), sizeof(hello));
+  return AsyncTask<UniqueFd>::Run(
+      info.Env(),
+      [address = AddressOf(info[0], info[1]), hello, timeout_ms = info[3].As<Napi::Number>().Int32Value()] {
+        return ConnectLane(address, hello, timeout_ms);
+      },
+      [](Napi::Env env, UniqueFd fd) {
+        std::vector<UniqueFd> fds;
+        fds.push_back(std::move(fd));
+        return DescriptorBundle::Wrap(env, std::move(fds));
+      });
+}
+
+void AnswerLaneFromJs(const Napi::CallbackInfo& info) {
+  for (const int fd : DescriptorBundle::Peek(info[0])) {
+    AnswerLane(fd, static_cast<proto::Status>(info[1].As<Napi::Number>().Uint32Value()));
+  }
+}
+
+}  // namespace kvss::addon

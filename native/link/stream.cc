@@ -1,0 +1,114 @@
+#include "link/stream.h"
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+namespace kvss {
+
+StreamState ReceiveInto(int fd, std::span<std::byte> bytes, size_t* have) {
+  while (*have < bytes.size()) {
+    const ssize_t received = ::recv(fd, bytes.data() + *have, bytes.size() - *have, MSG_DONTWAIT);
+    if (received > 0) {
+      *have += static_cast<size_t>(received);
+    } else if (received < 0 && errno == EINTR) {
+      continue;
+    } else {
+      return received < 0 && (errno == EAGAIN || errno == EWOULDBLOCK) ? StreamState::kPartial
+                                                                       : StreamState::kEnded;
+    }
+  }
+  return StreamState::kDone;
+}
+
+StreamState SendFrame(int fd, std::span<const std::byte> header, std::span<const std::byte> payload,
+                      size_t* sent) {
+  const size_t total = header.size() + payload.size();
+  while (*sent < total) {
+    iovec parts[2];
+    size_t count = 0;
+    if (*sent < header.size()) {
+      parts[count++] = {const_cast<std::byte*>(header.data()) + *sent, header.size() - *sent};
+    }
+    const size_t from = *sent > header.size() ? *sent - header.size() : 0;
+    if (from < payload.size())
+      parts[count++] = {const_cast<std::byte*>(payload.data()) + from, payload.size() - from};
+    msghdr message{};
+    message.msg_iov = parts;
+    message.msg_iovlen = count;
+    const ssize_t written = ::sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (written >= 0) {
+      *sent += static_cast<size_t>(written);
+    } else if (errno != EINTR) {
+      return errno == EAGAIN || errno == EWOULDBLOCK ? StreamState::kPartial : StreamState::kEnded;
+    }
+  }
+  return StreamState::kDone;
+}
+
+ssize_t SendSome(int fd, const std::deque<OutFrame>& queue, size_t frames) {
+  // Sixteen frames of a header and a payload: enough to make small pieces cheap, and large ones fill the
+  // socket anyway.
+  std::array<iovec, 32> parts;
+  size_t count = 0;
+  for (const OutFrame& frame : queue) {
+    if (frames-- == 0 || count + 2 > parts.size()) break;
+    constexpr size_t kHeader = sizeof(frame.header);
+    auto* header = const_cast<std::byte*>(reinterpret_cast<const std::byte*>(&frame.header));
+    if (frame.sent < kHeader) parts[count++] = {header + frame.sent, kHeader - frame.sent};
+    const size_t from = frame.sent > kHeader ? frame.sent - kHeader : 0;
+    parts[count++] = {const_cast<std::byte*>(frame.payload) + from, frame.header.length - from};
+  }
+  msghdr message{};
+  message.msg_iov = parts.data();
+  message.msg_iovlen = count;
+  return ::sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+proto::StreamHeader MakeHeader(proto::StreamType type, uint32_t length, uint64_t request_id,
+                               uint64_t generation) {
+  proto::StreamHeader header{};
+  header.magic = proto::kStreamMagic;
+  header.version = proto::kProtocolVersion;
+  header.type = static_cast<uint16_t>(type);
+  header.length = length;
+  header.request_id = request_id;
+  header.generation = generation;
+  return header;
+}
+
+bool ValidHeader(const proto::StreamHeader& header, proto::StreamType type, uint32_t max_length) {
+  return header.magic == proto::kStreamMagic && header.version == proto::kProtocolVersion &&
+         header.type == static_cast<uint16_t>(type) && header.length <= max_length;
+}
+
+void TuneStream(int fd) {
+  const int on = 1;
+  // Refused for Unix sockets, which do not delay anyway.
+  (void)::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+}
+
+void OutBuffer::Append(const void* data, size_t bytes) {
+  if (empty()) {
+    bytes_.clear();
+    at_ = 0;
+  }
+  const auto* from = static_cast<const std::byte*>(data);
+  bytes_.insert(bytes_.end(), from, from + bytes);
+}
+
+StreamState OutBuffer::Flush(int fd) {
+  if (empty()) return StreamState::kDone;
+  const std::span<const std::byte> rest(bytes_.data() + at_, bytes_.size() - at_);
+  size_t sent = 0;
+  const StreamState state = SendFrame(fd, rest, {}, &sent);
+  at_ += sent;
+  return state;
+}
+
+}  // namespace kvss

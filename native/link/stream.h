@@ -1,0 +1,138 @@
+#pragma once
+
+#include <sys/types.h>
+
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <span>
+#include <vector>
+
+#include "base/unique_fd.h"
+#include "proto/kvss_proto.h"
+
+namespace kvss {
+
+/// What came of moving bytes over a stream that never blocks.
+enum class StreamState : uint8_t {
+  kDone,     ///< all of it
+  kPartial,  ///< what the kernel took or had; ask again when the stream is ready
+  kEnded,    ///< the other side has gone
+};
+
+/// Receives until `bytes` is full, counting up in `*have`.
+StreamState ReceiveInto(int fd, std::span<std::byte> bytes, size_t* have);
+
+/// Sends a header and a payload as one run of bytes, counting up in `*sent` over both.
+StreamState SendFrame(int fd, std::span<const std::byte> header, std::span<const std::byte> payload,
+                      size_t* sent);
+
+/// A frame with payload that is to be sent; the payload stays where it is.
+struct OutFrame {
+  proto::StreamHeader header{};
+  const std::byte* payload = nullptr;
+  size_t sent = 0;  ///< bytes of header and payload that the kernel has taken
+};
+
+/// Sends frames from the front of a queue, several with one call, and takes those out that have gone whole:
+/// `finished` is called with the header of each, after it has left the queue. At most `limit` frames.
+/// kPartial where the kernel takes no more, kDone otherwise.
+template <typename Finished>
+StreamState SendFrames(int fd, std::deque<OutFrame>& queue, size_t limit, Finished&& finished);
+
+/// One call of SendFrames to the kernel: answers with the bytes that it took, below 0 as sendmsg does.
+ssize_t SendSome(int fd, const std::deque<OutFrame>& queue, size_t frames);
+
+/// The header of a frame of this side.
+proto::StreamHeader MakeHeader(proto::StreamType type, uint32_t length, uint64_t request_id,
+                               uint64_t generation);
+
+/// Whether a header that came in is of this protocol and of one of the wanted type, and no longer than
+/// `max_length`.
+bool ValidHeader(const proto::StreamHeader& header, proto::StreamType type, uint32_t max_length);
+
+/// Sets what every lane wants: no delay for small frames, large buffers for large ones.
+void TuneStream(int fd);
+
+/// Bytes that wait to be sent, in order.
+class OutBuffer {
+ public:
+  void Append(const void* data, size_t bytes);
+  /// Sends what the kernel takes.
+  StreamState Flush(int fd);
+  bool empty() const { return at_ == bytes_.size(); }
+  size_t size() const { return bytes_.size() - at_; }
+
+ private:
+  std::vector<std::byte> bytes_;
+  size_t at_ = 0;
+};
+
+/// Reads entries of one type that travel in frames, in bounded steps and without waiting for whole frames.
+template <typename Entry>
+class EntryReader {
+ public:
+  explicit EntryReader(proto::StreamType type) : type_(type) {}
+
+  enum class Step : uint8_t { kEntry, kWait, kEnded, kCorrupt };
+
+  /// Takes the next entry. kWait where it has not come yet.
+  Step Next(int fd, Entry* entry) {
+    for (;;) {
+      if (left_ == 0) {
+        const StreamState state = ReceiveInto(fd, std::as_writable_bytes(std::span(&header_, 1)), &have_);
+        if (state != StreamState::kDone) return state == StreamState::kPartial ? Step::kWait : Step::kEnded;
+        have_ = 0;
+        if (!ValidHeader(header_, type_, UINT32_MAX) || header_.length % sizeof(Entry) != 0)
+          return Step::kCorrupt;
+        left_ = header_.length;
+        if (left_ == 0) continue;
+      }
+      const StreamState state = ReceiveInto(fd, std::as_writable_bytes(std::span(&entry_, 1)), &have_);
+      if (state != StreamState::kDone) return state == StreamState::kPartial ? Step::kWait : Step::kEnded;
+      have_ = 0;
+      left_ -= sizeof(Entry);
+      *entry = entry_;
+      return Step::kEntry;
+    }
+  }
+
+  /// Header of the frame that the last entry came in.
+  const proto::StreamHeader& header() const { return header_; }
+
+ private:
+  const proto::StreamType type_;
+  proto::StreamHeader header_{};
+  Entry entry_{};
+  size_t have_ = 0;
+  uint32_t left_ = 0;
+};
+
+template <typename Finished>
+StreamState SendFrames(int fd, std::deque<OutFrame>& queue, size_t limit, Finished&& finished) {
+  while (limit > 0 && !queue.empty()) {
+    const ssize_t taken = SendSome(fd, queue, limit);
+    if (taken < 0) {
+      if (errno == EINTR) continue;
+      return errno == EAGAIN || errno == EWOULDBLOCK ? StreamState::kPartial : StreamState::kEnded;
+    }
+    for (auto left = static_cast<size_t>(taken); left > 0 && !queue.empty();) {
+      OutFrame& frame = queue.front();
+      const size_t wanted = sizeof(frame.header) + frame.header.length - frame.sent;
+      if (left < wanted) {
+        frame.sent += left;
+        break;
+      }
+      left -= wanted;
+      --limit;
+      const proto::StreamHeader header = frame.header;
+      queue.pop_front();
+      finished(header);
+    }
+  }
+  return StreamState::kDone;
+}
+
+}  // namespace kvss

@@ -1,0 +1,92 @@
+import { type DescriptorBundle, type NativeStreamLane, native } from '../binding/native.js';
+import { CompletionReader, DescriptorWriter } from './descriptor_writer.js';
+import type { CompletionHandler, OperationBatch, ShardLink } from './link.js';
+
+/** Lanes of one session on one shard, opened. */
+export interface StreamLanes {
+  /** HIO, then evict lanes, then refill lanes. */
+  streams: DescriptorBundle;
+  evictLanes: number;
+  refillLanes: number;
+  window: number;
+}
+
+/**
+ * A shard that is reached over streams. Pieces are written into and read from memory of this process that is registered
+ * with the lane's thread: as many places as fit the given budget, handed out by the stripe.
+ */
+export class StreamLink implements ShardLink {
+  readonly inPlace = false;
+  onReady: () => void = () => {};
+  /** Called once, when a lane has ended or the shard has broken the protocol. */
+  onBroken: () => void = () => {};
+  readonly #lane: NativeStreamLane;
+  readonly #writer: DescriptorWriter;
+  readonly #completions: CompletionReader;
+  readonly #places: Float64Array;
+  readonly #memory: ArrayBuffer;
+  readonly #region: number;
+  readonly #queue: number;
+  #broken = false;
+
+  constructor(
+    lanes: StreamLanes,
+    private readonly grantId: number,
+    readonly slots: number,
+    readonly pieceBytes: number,
+    readonly places: number,
+  ) {
+    this.#lane = new native.StreamLane(lanes.streams, lanes.evictLanes, lanes.refillLanes, lanes.window, () =>
+      this.onReady(),
+    );
+    this.#queue = lanes.window;
+    this.#writer = new DescriptorWriter(this.#lane.descriptors);
+    this.#completions = new CompletionReader(this.#lane.completions);
+    this.#places = new Float64Array(this.#lane.places);
+    this.#memory = new ArrayBuffer(places * this.#stride);
+    this.#region = this.#lane.registerMemory(this.#memory);
+  }
+
+  piece(place: number): Uint8Array {
+    return new Uint8Array(this.#memory, place * this.#stride, this.pieceBytes);
+  }
+
+  intact(): boolean {
+    // Completed bytes lie in memory of this process: nothing that happens to the shard changes them.
+    return true;
+  }
+
+  submit(batch: OperationBatch, from: number): number {
+    const count = Math.min(batch.length - from, this.#queue);
+    for (let index = 0; index < count; index += 1) {
+      this.#writer.put(index, batch, from + index, this.grantId, this.pieceBytes);
+      this.#places[2 * index] = this.#region;
+      this.#places[2 * index + 1] = (batch.places[from + index] as number) * this.#stride;
+    }
+    return this.#lane.submit(count);
+  }
+
+  poll(handler: CompletionHandler): number {
+    const count = this.#lane.poll();
+    this.#completions.each(count, handler);
+    if (count === 0 && !this.#broken && this.#lane.broken()) {
+      this.#broken = true;
+      // Not from inside a poll: whoever polls must not find the link gone underneath it.
+      queueMicrotask(() => this.onBroken());
+    }
+    return count;
+  }
+
+  arm(): boolean {
+    return this.#broken || this.#lane.arm();
+  }
+
+  close(): void {
+    this.#lane.close();
+  }
+
+  /** Places begin on cache lines of their own. */
+  get #stride(): number {
+    return Math.ceil(this.pieceBytes / 64) * 64;
+  }
+}
