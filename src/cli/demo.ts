@@ -1,10 +1,10 @@
 import { Command } from 'commander';
 import { formatBytes, formatCount } from '../common/units.js';
+import { startChildDaemon } from '../kvss/child_daemon.js';
 import { agentSessions } from '../replay/agent_sessions.js';
 import { ReplayMeter, type ReplayReport } from '../replay/replay.js';
 import { SwDriver } from '../swdriver/sw_driver.js';
 import { EmulatedWafer } from '../wafer/emulated_wafer.js';
-import { startChildDaemon } from './child_daemon.js';
 import { reportTable } from './table.js';
 
 interface DemoFlags {

@@ -2,6 +2,7 @@
 import { Command, CommanderError } from 'commander';
 import { KvssError } from '../common/errors.js';
 import { VERSION } from '../common/version.js';
+import { benchCommand } from './bench.js';
 import { demoCommand } from './demo.js';
 import { replayCommand } from './replay.js';
 import { serveCommand } from './serve.js';
@@ -14,9 +15,10 @@ const program = new Command('kvss')
   .addCommand(statCommand())
   .addCommand(replayCommand())
   .addCommand(demoCommand())
+  .addCommand(benchCommand())
   .exitOverride();
 
-for (const command of program.commands) command.exitOverride();
+for (const command of program.commands.flatMap((each) => [each, ...each.commands])) command.exitOverride();
 
 try {
   await program.parseAsync();

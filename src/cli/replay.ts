@@ -1,13 +1,13 @@
 import { Command, Option } from 'commander';
 import { localError } from '../common/errors.js';
 import { formatBytes, formatCount } from '../common/units.js';
+import { type ChildDaemon, type LinkName, startChildDaemon } from '../kvss/child_daemon.js';
 import { ControlClient } from '../links/control_client.js';
 import { CACHE_LINE_BYTES } from '../proto/generated.js';
 import { ReplayMeter, replayTraces } from '../replay/replay.js';
 import { readTrace, type Trace, workingSetColumns } from '../replay/trace.js';
 import { SwDriver } from '../swdriver/sw_driver.js';
 import { EmulatedWafer } from '../wafer/emulated_wafer.js';
-import { type ChildDaemon, type LinkName, startChildDaemon } from './child_daemon.js';
 import { integerListOption, integerOption } from './options.js';
 import { Progress } from './progress.js';
 import { reportTable } from './table.js';

@@ -161,6 +161,28 @@ describe('kvss stat', () => {
   });
 });
 
+describe('kvss bench hio', () => {
+  test('measures each mode, a line each', async () => {
+    const { code, stdout } = await kvss('bench', 'hio', '--shards', '1', '--phase', '100', '--json');
+    expect(code).toBe(0);
+    const lines = stdout
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line));
+    expect(lines.map(({ mode, shards }) => [mode, shards])).toEqual([
+      ['latency', 1],
+      ['adaptive', 1],
+      ['buffered', 1],
+    ]);
+    for (const line of lines) {
+      expect(line.evicts).toBeGreaterThan(0);
+      expect(line.evictP99Us).toBeGreaterThanOrEqual(line.evictP50Us);
+      expect(line.evictP50Us).toBeGreaterThan(0);
+      expect(line.idleCores).toBeGreaterThanOrEqual(0);
+    }
+  });
+});
+
 describe('kvss', () => {
   test('says its version', async () => {
     const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'));

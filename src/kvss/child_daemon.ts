@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import type { HioMode } from '../binding/native.js';
 import { localError } from '../common/errors.js';
 
 /** How a driver reaches a daemon. */
@@ -30,13 +31,14 @@ export interface ChildDaemon extends AsyncDisposable {
  */
 export async function startChildDaemon(
   budgets: readonly number[],
-  options: { http?: boolean; link?: LinkName } = {},
+  options: { http?: boolean; link?: LinkName; hioMode?: HioMode } = {},
 ): Promise<ChildDaemon> {
   const directory = mkdtempSync(join(tmpdir(), 'kvss-'));
   const socket = join(directory, 'kvss.sock');
-  const main = fileURLToPath(new URL('./main.js', import.meta.url));
+  const main = fileURLToPath(new URL('../cli/main.js', import.meta.url));
   const flags = ['--socket', socket, '--log-level', 'warn', ...(options.http ? ['--http-port', '0'] : ['--no-http'])];
   const streamSocket = `${socket}.streams`;
+  if (options.hioMode) flags.push('--hio-mode', options.hioMode);
   if (options.link === 'tcp') flags.push('--tcp-port', '0');
   if (options.link === 'unix') flags.push('--stream-socket', streamSocket);
   const child = fork(main, ['serve', '--budget', budgets.join(','), '--shards', String(budgets.length), ...flags], {
