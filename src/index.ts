@@ -3,7 +3,7 @@ export { KvssError, type KvssErrorCode } from './common/errors.js';
 export { type DaemonConfig, type DaemonConfigInput, defaultSocketPath } from './kvss/config.js';
 export { KvssDaemon } from './kvss/daemon.js';
 export type { Connector, DaemonConnection, ShardLink } from './links/link.js';
-export type { DriverStats } from './swdriver/driver_core.js';
+export type { DriverStats } from './swdriver/driver_stats.js';
 export { type EvictionPolicy, type LeafFacts, lru } from './swdriver/eviction_policy.js';
 export type { Hit, RefillResult } from './swdriver/hit.js';
 export type { Model, ModelIdentity } from './swdriver/model.js';

@@ -1,27 +1,11 @@
 import type { Clock } from '../common/clock.js';
 import type { Connector } from '../links/link.js';
 import { DescriptorFlag, Opcode } from '../proto/generated.js';
+import { type DriverStats, noStats } from './driver_stats.js';
 import type { EvictionPolicy } from './eviction_policy.js';
-import { Hit } from './hit.js';
+import { Hit, type HitHost } from './hit.js';
 import { NONE, type Node, PrefixMap } from './prefix_map.js';
 import { Stripe, type StripeSettings } from './stripe.js';
-
-/** What a driver has counted since it started. */
-export interface DriverStats {
-  lookups: number;
-  promptTokens: number;
-  hitTokens: number;
-  columnsEvicted: number;
-  columnsRefilled: number;
-  /** Columns that made room for others or were forgotten on request. */
-  columnsDeleted: number;
-  /** Columns of hits that could not be refilled after all. */
-  refillMisses: number;
-  /** Columns that found no room, or whose evict failed. */
-  columnsDropped: number;
-  /** Columns lost because a shard went. */
-  columnsLost: number;
-}
 
 export interface DriverCoreSettings {
   readonly columnTokens: number;
@@ -36,19 +20,9 @@ export interface DriverCoreSettings {
  * The state of a driver: the map, the stripes and the pins, and the rules that tie them. Has no promises of its own
  * to keep and no idea of a sequence; time and links come in from outside.
  */
-export class DriverCore {
+export class DriverCore implements HitHost {
   readonly stripes: readonly Stripe[];
-  readonly stats: DriverStats = {
-    lookups: 0,
-    promptTokens: 0,
-    hitTokens: 0,
-    columnsEvicted: 0,
-    columnsRefilled: 0,
-    columnsDeleted: 0,
-    refillMisses: 0,
-    columnsDropped: 0,
-    columnsLost: 0,
-  };
+  readonly stats: DriverStats = noStats();
   onStripeChange: (stripe: Stripe, up: boolean, reason: string) => void = () => {};
   #map: PrefixMap;
   #generation = 0;
@@ -169,11 +143,6 @@ export class DriverCore {
       }),
     );
     return removed;
-  }
-
-  /** The memory of a column's pieces, in the order of the shards. */
-  piecesOf(node: Node): Uint8Array[] {
-    return (this.stripes[this.#map.stripe(node)] as Stripe).pieces(this.#map.slot(node));
   }
 
   close(): void {

@@ -1,6 +1,7 @@
+import type { Clock } from '../common/clock.js';
 import { Opcode, Status } from '../proto/generated.js';
-import type { DriverCore } from './driver_core.js';
-import type { Node } from './prefix_map.js';
+import type { DriverStats } from './driver_stats.js';
+import type { Node, PrefixMap } from './prefix_map.js';
 import { type ColumnRef, checkLength, type PieceSink } from './runtime.js';
 import type { Stripe } from './stripe.js';
 
@@ -16,6 +17,19 @@ interface Part {
 }
 
 const NOTHING: Promise<Part> = Promise.resolve({ from: 0, end: 0, usable: 0, places: [], complete: false });
+
+/** What a hit needs of its driver. */
+export interface HitHost {
+  readonly map: PrefixMap;
+  readonly clock: Clock;
+  readonly stripes: readonly Stripe[];
+  readonly stats: DriverStats;
+  readonly settings: { readonly deadlineMs: number };
+  /** Takes a column and what continues it out of the map. */
+  remove(node: Node): number;
+  /** The hit has been released. */
+  forgetHit(hit: Hit): void;
+}
 
 /** How a refill ended. */
 export interface RefillResult {
@@ -38,7 +52,7 @@ export class Hit implements Disposable {
 
   /** @internal */
   constructor(
-    private readonly core: DriverCore,
+    private readonly core: HitHost,
     private readonly tenantTag: bigint,
     private readonly path: readonly Node[],
     private readonly serials: readonly number[],
