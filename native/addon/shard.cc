@@ -112,8 +112,10 @@ Napi::Value Shard::OpenSession(const Napi::CallbackInfo& info) {
 Napi::Value Shard::OpenStreamSession(const Napi::CallbackInfo& info) {
   return AsyncTask<Nothing>::Run(
       info.Env(),
-      [host = Host(info), id = Unsigned(info[0]), window = Unsigned(info[1])] {
-        return host->OpenStreamSession(id, static_cast<uint32_t>(std::min<uint64_t>(window, UINT32_MAX)));
+      [host = Host(info), id = Unsigned(info[0]), window = Unsigned(info[1]),
+       checksums = info[2].ToBoolean().Value()] {
+        return host->OpenStreamSession(id, static_cast<uint32_t>(std::min<uint64_t>(window, UINT32_MAX)),
+                                       checksums);
       },
       Undefined);
 }

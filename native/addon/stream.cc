@@ -113,8 +113,8 @@ void* StreamLaneWrap::NewArray(Napi::Env env, size_t index, size_t bytes) {
   return array.Data();
 }
 
-// (bundle, evict lanes, refill lanes, window, onWake): the bundle holds the HIO lane, then the evict lanes,
-// then the refill lanes.
+// (bundle, evict lanes, refill lanes, window, onWake, checksums): the bundle holds the HIO lane, then the
+// evict lanes, then the refill lanes.
 StreamLaneWrap::StreamLaneWrap(const Napi::CallbackInfo& info) : Napi::ObjectWrap<StreamLaneWrap>(info) {
   const Napi::Env env = info.Env();
   const uint32_t evict_lanes = info[1].As<Napi::Number>().Uint32Value();
@@ -126,7 +126,7 @@ StreamLaneWrap::StreamLaneWrap(const Napi::CallbackInfo& info) : Napi::ObjectWra
   for (size_t index = 1; index < fds.size(); ++index) {
     (index <= evict_lanes ? connections.evict : connections.refill).push_back(std::move(fds[index]));
   }
-  auto lane = StreamLane::Start(std::move(connections), window);
+  auto lane = StreamLane::Start(std::move(connections), window, info[5].ToBoolean());
   if (!lane.ok()) throw ToJsError(env, lane.error());
   lane_ = std::move(lane.value());
   descriptors_ = static_cast<proto::Descriptor*>(NewArray(env, 0, window * sizeof(proto::Descriptor)));

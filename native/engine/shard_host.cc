@@ -41,9 +41,9 @@ Result<SessionEndpoints> ShardHost::OpenSession(uint64_t session_id, uint32_t ri
   return endpoints;
 }
 
-Outcome ShardHost::OpenStreamSession(uint64_t session_id, uint32_t window) {
+Outcome ShardHost::OpenStreamSession(uint64_t session_id, uint32_t window, bool checksums) {
   if (Outcome valid = CheckRing(window); !valid.ok()) return valid;
-  auto session = std::make_unique<StreamSession>(session_id, window, engine_->tally());
+  auto session = std::make_unique<StreamSession>(session_id, window, checksums, engine_->tally());
   StreamSession* stream = session.get();
   return Enter(std::move(session), stream);
 }

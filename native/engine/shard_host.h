@@ -37,7 +37,7 @@ class ShardHost {
 
   /// A session in the same host, or one over streams, which needs lanes before it can do anything.
   Result<SessionEndpoints> OpenSession(uint64_t session_id, uint32_t ring_entries);
-  Outcome OpenStreamSession(uint64_t session_id, uint32_t window);
+  Outcome OpenStreamSession(uint64_t session_id, uint32_t window, bool checksums);
   Outcome AddLane(uint64_t session_id, proto::LaneKind kind, uint32_t stream, UniqueFd fd);
   Result<GrantedMemory> AddGrant(uint64_t session_id, uint32_t grant_id, uint64_t slots,
                                  uint64_t piece_bytes);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/crc32c.h"
 #include "link/stream_listener.h"
 
 namespace kvss {
@@ -33,8 +34,8 @@ void ForEach(const Lanes& lanes, Visit&& visit) {
 
 }  // namespace
 
-StreamSession::StreamSession(uint64_t id, uint32_t window, ShardTally* tally)
-    : EngineSession(id), window_(window), core_(window, this, this, tally) {}
+StreamSession::StreamSession(uint64_t id, uint32_t window, bool checksums, ShardTally* tally)
+    : EngineSession(id), window_(window), checksums_(checksums), core_(window, this, this, tally) {}
 
 StreamSession::~StreamSession() = default;
 
@@ -157,8 +158,10 @@ TransferState StreamSession::Begin(const Transfer& transfer) {
       if (refill_lanes_.empty()) return TransferState::kFailed;
       RefillLane* lane = refill_lanes_[transfer.sequence % refill_lanes_.size()].get();
       if (lane == nullptr) return TransferState::kFailed;
-      lane->queue.push_back(
-          {MakeHeader(StreamType::kPayload, transfer.bytes, transfer.sequence, transfer.generation), slot});
+      proto::StreamHeader header =
+          MakeHeader(StreamType::kPayload, transfer.bytes, transfer.sequence, transfer.generation);
+      if (checksums_) header.checksum = FrameChecksum({slot, transfer.bytes});
+      lane->queue.push_back({header, slot, 0});
       return TransferState::kPending;
     }
     case TransferKind::kScrub:
@@ -238,7 +241,8 @@ bool StreamSession::Receive(EvictLane& lane, uint64_t now_ns) {
     lane.have = 0;
     if (!stored) continue;
     incoming_.erase(lane.header.request_id);
-    core_.TransferFinished(TransferKind::kReceive, lane.header.request_id, true, now_ns);
+    core_.TransferFinished(TransferKind::kReceive, lane.header.request_id,
+                           ChecksumHolds(lane.header, {lane.slot, lane.header.length}), now_ns);
   }
   return worked;
 }

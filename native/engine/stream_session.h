@@ -19,7 +19,8 @@ namespace kvss {
 /// payload only for an evict that has started, and what a slow reader does not take stays in the slot.
 class StreamSession final : public EngineSession, private CompletionSink, private TransferPort {
  public:
-  StreamSession(uint64_t id, uint32_t window, ShardTally* tally);
+  /// `checksums`: payload that is sent carries one. What comes in is checked wherever it has one.
+  StreamSession(uint64_t id, uint32_t window, bool checksums, ShardTally* tally);
   ~StreamSession() override;
 
   /// Adds lane `stream` of its kind and tells the other side that it is welcome, or that it is not.
@@ -92,6 +93,7 @@ class StreamSession final : public EngineSession, private CompletionSink, privat
   /// Transfers that were cancelled before a byte moved.
   std::vector<std::pair<TransferKind, uint64_t>> cancelled_;
   const uint32_t window_;
+  const bool checksums_;
   int epoll_fd_ = -1;
   ShardSession core_;
 };

@@ -9,6 +9,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "base/crc32c.h"
+
 namespace kvss {
 
 StreamState ReceiveInto(int fd, std::span<std::byte> bytes, size_t* have) {
@@ -85,6 +87,10 @@ proto::StreamHeader MakeHeader(proto::StreamType type, uint32_t length, uint64_t
 bool ValidHeader(const proto::StreamHeader& header, proto::StreamType type, uint32_t max_length) {
   return header.magic == proto::kStreamMagic && header.version == proto::kProtocolVersion &&
          header.type == static_cast<uint16_t>(type) && header.length <= max_length;
+}
+
+bool ChecksumHolds(const proto::StreamHeader& header, std::span<const std::byte> payload) {
+  return header.checksum == 0 || header.checksum == FrameChecksum(payload);
 }
 
 void TuneStream(int fd) {

@@ -53,6 +53,9 @@ proto::StreamHeader MakeHeader(proto::StreamType type, uint32_t length, uint64_t
 /// `max_length`.
 bool ValidHeader(const proto::StreamHeader& header, proto::StreamType type, uint32_t max_length);
 
+/// Whether what came is what a header's checksum says; true where it says nothing.
+bool ChecksumHolds(const proto::StreamHeader& header, std::span<const std::byte> payload);
+
 /// Sets what every lane wants: no delay for small frames, large buffers for large ones.
 void TuneStream(int fd);
 

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <bit>
 
+#include "base/crc32c.h"
+
 namespace kvss {
 namespace {
 
@@ -18,9 +20,10 @@ constexpr uint32_t kOrdersPerTurn = 256;
 
 }  // namespace
 
-Result<std::unique_ptr<StreamLane>> StreamLane::Start(Connections connections, uint32_t window) {
+Result<std::unique_ptr<StreamLane>> StreamLane::Start(Connections connections, uint32_t window,
+                                                      bool checksums) {
   KVSS_CHECK(std::has_single_bit(window));
-  std::unique_ptr<StreamLane> lane(new StreamLane(std::move(connections), window));
+  std::unique_ptr<StreamLane> lane(new StreamLane(std::move(connections), window, checksums));
   epoll_event wake{.events = EPOLLIN | EPOLLET, .data = {.ptr = nullptr}};
   bool watched = lane->epoll_.valid() && lane->order_wake_.valid() && lane->completion_wake_.valid() &&
                  ::epoll_ctl(lane->epoll_.get(), EPOLL_CTL_ADD, lane->order_wake_.get(), &wake) == 0;
@@ -37,8 +40,9 @@ Result<std::unique_ptr<StreamLane>> StreamLane::Start(Connections connections, u
   return lane;
 }
 
-StreamLane::StreamLane(Connections connections, uint32_t window)
+StreamLane::StreamLane(Connections connections, uint32_t window, bool checksums)
     : window_(window),
+      checksums_(checksums),
       epoll_(::epoll_create1(EPOLL_CLOEXEC)),
       order_wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       completion_wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
@@ -140,12 +144,13 @@ bool StreamLane::TakeOrders() {
     const uint64_t sequence = ++(evict ? evicts_sent_ : commands_sent_);
     Flight& flight = At(flights, sequence);
     ++active_;
-    flight =
-        Flight{order, {}, true, false, order.descriptor.opcode == static_cast<uint16_t>(Opcode::kDelete)};
+    flight = Flight{order, {},    true,
+                    false, false, order.descriptor.opcode == static_cast<uint16_t>(Opcode::kDelete)};
     batch.push_back(order.descriptor);
     if (evict && !evict_.empty()) {
-      const proto::StreamHeader header = MakeHeader(StreamType::kPayload, order.descriptor.piece_bytes,
-                                                    sequence, order.descriptor.generation);
+      proto::StreamHeader header = MakeHeader(StreamType::kPayload, order.descriptor.piece_bytes, sequence,
+                                              order.descriptor.generation);
+      if (checksums_) header.checksum = FrameChecksum({order.memory, header.length});
       evict_[sequence % evict_.size()]->queue.push_back({header, order.memory, 0});
     } else if (evict) {
       flight.moved = true;  // another process carries the payload
@@ -215,9 +220,10 @@ bool StreamLane::ReceivePayload(RefillSocket& socket) {
     } else {
       state = ReceiveInto(socket.fd.get(), {socket.memory, socket.header.length}, &socket.have);
       if (state == StreamState::kDone) {
+        Flight& flight = At(commands_, socket.header.request_id);
+        flight.damaged = !ChecksumHolds(socket.header, {socket.memory, socket.header.length});
         socket.memory = nullptr;
         socket.have = 0;
-        Flight& flight = At(commands_, socket.header.request_id);
         flight.moved = true;
         FinishIfComplete(flight);
         worked = true;
@@ -284,6 +290,7 @@ void StreamLane::FinishIfComplete(Flight& flight) {
   if (!flight.active || !flight.answered || !flight.moved) return;
   flight.active = false;
   --active_;
+  if (flight.damaged) flight.completion.status = static_cast<uint16_t>(Status::kTransferFailed);
   completions_in_.Put(flight.completion);
   put_any_ = true;
 }

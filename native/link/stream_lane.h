@@ -33,7 +33,8 @@ class StreamLane {
     std::vector<UniqueFd> refill;
   };
 
-  static Result<std::unique_ptr<StreamLane>> Start(Connections connections, uint32_t window);
+  /// `checksums`: payload that is sent carries one. What comes in is checked wherever it has one.
+  static Result<std::unique_ptr<StreamLane>> Start(Connections connections, uint32_t window, bool checksums);
   /// Stops the thread: nothing touches the caller's memory afterwards.
   ~StreamLane();
 
@@ -53,7 +54,7 @@ class StreamLane {
   uint32_t window() const { return window_; }
 
  private:
-  StreamLane(Connections connections, uint32_t window);
+  StreamLane(Connections connections, uint32_t window, bool checksums);
 
   struct Socket {
     UniqueFd fd;
@@ -77,6 +78,7 @@ class StreamLane {
     proto::Completion completion{};
     bool active = false;
     bool answered = false;  ///< the completion has come
+    bool damaged = false;   ///< the bytes that came are not those that its checksum names
     bool moved = false;     ///< all bytes have gone or come
   };
 
@@ -97,6 +99,7 @@ class StreamLane {
   void Break();
 
   const uint32_t window_;
+  const bool checksums_;
   Socket hio_;
   std::vector<std::unique_ptr<EvictSocket>> evict_;
   std::vector<std::unique_ptr<RefillSocket>> refill_;

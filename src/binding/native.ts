@@ -38,7 +38,7 @@ export interface NativeShard {
   /** Four descriptors: submit segment, status segment, submit wake, completion wake. */
   openSession(sessionId: number, ringEntries: number): Promise<DescriptorBundle>;
   /** A session over streams; it needs lanes before it can do anything. */
-  openStreamSession(sessionId: number, window: number): Promise<void>;
+  openStreamSession(sessionId: number, window: number, checksums: boolean): Promise<void>;
   /** Gives a stream session lane `stream` of a LaneKind, and answers its hello. */
   addLane(sessionId: number, kind: number, stream: number, lane: DescriptorBundle): Promise<void>;
   addGrant(sessionId: number, grantId: number, slots: number, pieceBytes: number): Promise<NativeGrant>;
@@ -143,6 +143,7 @@ export interface NativeBinding {
     refillLanes: number,
     window: number,
     onWake: () => void,
+    checksums: boolean,
   ) => NativeStreamLane;
   /** Connects and says hello; rejects unless it is welcome within `timeoutMs`. */
   connectLane(hostOrPath: string, port: number | null, hello: Uint8Array, timeoutMs: number): Promise<DescriptorBundle>;

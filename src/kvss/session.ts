@@ -212,7 +212,7 @@ export class Session {
   async #attachStream(request: PayloadOf<'attachStream'>): Promise<Answer> {
     const shard = this.#shardFor(request.shard);
     const window = Math.min(request.window, this.host.ringEntries);
-    await shard.native.openStreamSession(this.id, window);
+    await shard.native.openStreamSession(this.id, window, request.checksums === true);
     this.#attached.add(shard.index);
     const ticket = this.#tickets.issue(shard.index, Number.POSITIVE_INFINITY);
     return { type: FrameType.streamAttached, payload: { window, ticket } satisfies PayloadOf<'streamAttached'> };

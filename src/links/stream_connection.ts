@@ -13,6 +13,8 @@ export interface StreamOptions {
   wioStreams: number;
   /** Memory that pieces on their way take, for each shard. */
   placeBytes: number;
+  /** Whether payload carries a CRC-32C, both ways. */
+  checksums: boolean;
   /** Secret of the daemon's listener. */
   token?: string;
 }
@@ -61,9 +63,10 @@ export class StreamConnection implements DaemonConnection {
   async openLink(request: LinkRequest): Promise<StreamLink> {
     const { shard, slots, pieceBytes } = request;
     const grantId = this.#nextGrant++;
+    const { checksums } = this.options;
     const attached = await this.client.request(
       'attachStream',
-      { shard, window: request.ringEntries },
+      { shard, window: request.ringEntries, checksums },
       'streamAttached',
     );
     await this.client.request('grant', { shard, grantId, slots, pieceBytes }, 'granted');
@@ -89,7 +92,7 @@ export class StreamConnection implements DaemonConnection {
     }
     const places = Math.min(slots, Math.max(2, Math.floor(this.options.placeBytes / this.slotBytes(pieceBytes))));
     const link = new StreamLink(
-      { streams: native.joinBundles(...streams), evictLanes: wioStreams, refillLanes: wioStreams, window },
+      { streams: native.joinBundles(...streams), evictLanes: wioStreams, refillLanes: wioStreams, window, checksums },
       grantId,
       slots,
       pieceBytes,

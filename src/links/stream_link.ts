@@ -9,6 +9,7 @@ export interface StreamLanes {
   evictLanes: number;
   refillLanes: number;
   window: number;
+  checksums: boolean;
 }
 
 /**
@@ -36,8 +37,13 @@ export class StreamLink implements ShardLink {
     readonly pieceBytes: number,
     readonly places: number,
   ) {
-    this.#lane = new native.StreamLane(lanes.streams, lanes.evictLanes, lanes.refillLanes, lanes.window, () =>
-      this.onReady(),
+    this.#lane = new native.StreamLane(
+      lanes.streams,
+      lanes.evictLanes,
+      lanes.refillLanes,
+      lanes.window,
+      () => this.onReady(),
+      lanes.checksums,
     );
     this.#queue = lanes.window;
     this.#writer = new DescriptorWriter(this.#lane.descriptors);

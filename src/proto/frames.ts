@@ -116,7 +116,12 @@ export const Payload = {
   }),
   attach: z.object({ shard, ringEntries: z.number().int().min(MIN_RING_ENTRIES).max(MAX_RING_ENTRIES) }),
   attached: z.object({ ringEntries: positive(MAX_RING_ENTRIES) }),
-  attachStream: z.object({ shard, window: z.number().int().min(MIN_RING_ENTRIES).max(MAX_RING_ENTRIES) }),
+  attachStream: z.object({
+    shard,
+    window: z.number().int().min(MIN_RING_ENTRIES).max(MAX_RING_ENTRIES),
+    /** Whether payload of refills is to carry a checksum. */
+    checksums: z.boolean().optional(),
+  }),
   streamAttached: z.object({ window: positive(MAX_RING_ENTRIES), ticket }),
   ticket: z.object({ shard, lifetimeMs: positive(600_000) }),
   ticketIssued: z.object({ ticket }),

@@ -42,6 +42,8 @@ export interface SwDriverOptions {
   wioStreams?: number;
   /** Streams only: memory for pieces on their way, for each shard. 32 MiB if left out. */
   placeBytes?: number;
+  /** Streams only: payload carries a CRC-32C both ways; damaged bytes are a miss. Off if left out: TCP has its own. */
+  checksums?: boolean;
   /** Streams only: secret of the daemons' listeners. */
   token?: string;
   /** How daemons are reached, instead of by their addresses. */
@@ -92,6 +94,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
         connectorFor({
           wioStreams: options.wioStreams ?? 1,
           placeBytes: options.placeBytes ?? 2 ** 25,
+          checksums: options.checksums ?? false,
           ...(options.token === undefined ? {} : { token: options.token }),
         }),
       options.clock ?? systemClock,

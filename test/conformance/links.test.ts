@@ -16,6 +16,11 @@ const LINKS = {
     address: (daemon: TestDaemon) => `tcp://127.0.0.1:${daemon.streamPorts[0]}`,
     options: {},
   },
+  'TCP with checksums': {
+    flags: ['--tcp-port', '0'],
+    address: (daemon: TestDaemon) => `tcp://127.0.0.1:${daemon.streamPorts[0]}`,
+    options: { checksums: true },
+  },
   'TCP with three streams each way and room for three columns on their way': {
     flags: ['--tcp-port', '0'],
     address: (daemon: TestDaemon) => `tcp://127.0.0.1:${daemon.streamPorts[0]}`,
