@@ -95,8 +95,16 @@ bool ChecksumHolds(const proto::StreamHeader& header, std::span<const std::byte>
 
 void TuneStream(int fd) {
   const int on = 1;
-  // Refused for Unix sockets, which do not delay anyway.
+  // Refused for Unix sockets, which neither delay nor lose the other side unnoticed.
   (void)::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+  // A host that vanishes says no goodbye: after half a minute without a sign of it, it is gone.
+  const int idle_s = 15;
+  const int interval_s = 5;
+  const int probes = 3;
+  (void)::setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
+  (void)::setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
+  (void)::setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
+  (void)::setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
 }
 
 void OutBuffer::Append(const void* data, size_t bytes) {

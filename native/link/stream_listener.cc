@@ -102,7 +102,9 @@ Result<StreamListener> StreamListener::Listen(const StreamAddress& address) {
 }
 
 UniqueFd StreamListener::Accept() {
-  return UniqueFd(::accept4(fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  UniqueFd accepted(::accept4(fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  if (accepted.valid()) TuneStream(accepted.get());
+  return accepted;
 }
 
 Result<UniqueFd> ConnectLane(const StreamAddress& address, const proto::LaneHello& hello, int timeout_ms) {
@@ -113,6 +115,7 @@ Result<UniqueFd> ConnectLane(const StreamAddress& address, const proto::LaneHell
   const SocketAddress& to = resolved.value();
   UniqueFd fd(::socket(to.family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd.valid()) return SystemError(Status::kLimitExceeded, "socket");
+  TuneStream(fd.get());
   const Error late{Status::kDeadline, name + " did not answer within " + std::to_string(timeout_ms) + " ms"};
   if (::connect(fd.get(), to.get(), to.length) != 0) {
     if (errno != EINPROGRESS)

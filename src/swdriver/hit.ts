@@ -96,13 +96,17 @@ export class Hit implements Disposable {
     try {
       const deadlineMs = options.deadlineMs ?? core.settings.deadlineMs;
       let done = 0;
+      // Of all parts together. The sink's own time does not count.
+      let left = deadlineMs;
       // While the runtime reads one part of the prefix the next one is on its way.
-      let next = this.#fetch(0, deadlineMs);
+      let next = this.#fetch(0, left);
       try {
         for (let more = true; more; ) {
+          const asked = core.clock.now();
           const part = await next;
-          more = part.complete && part.end < this.columns;
-          next = more ? this.#fetch(part.end, deadlineMs) : NOTHING;
+          left -= core.clock.now() - asked;
+          more = part.complete && part.end < this.columns && left > 0;
+          next = more ? this.#fetch(part.end, left) : NOTHING;
           done += await this.#deliverAll(sink, part);
           more &&= done === part.end;
         }

@@ -132,20 +132,22 @@ export class Sequence {
     map.pin(tip);
     const running: Promise<number>[] = [];
     let present = from;
-    let stalledAt = clock.now();
+    // Of all batches together. The source's own time does not count.
+    let left = deadlineMs;
     let stored = 0;
     try {
       for (let column = from; column < full; ) {
         const batch = await this.#storeBatch(source, tokens, column, full, (stripe, claims) =>
-          running.push(this.#send(stripe, claims, deadlineMs)),
+          running.push(this.#send(stripe, claims, left)),
         );
         present += batch.known;
         if (batch.full) {
           // What is on its way makes room when it has arrived; where nothing arrives, nothing more is sent.
-          if (batch.next > column) stalledAt = clock.now();
-          const left = stalledAt + deadlineMs - clock.now();
-          if (left <= 0 || !batch.full.usable) break;
+          if (!batch.full.usable) break;
+          const asked = clock.now();
           await batch.full.placeFreed(left);
+          left -= clock.now() - asked;
+          if (left <= 0) break;
         } else if (!batch.complete) {
           break;
         }

@@ -17,6 +17,8 @@ export interface StripeSettings {
   readonly capacityColumns: number;
   readonly ringEntries: number;
   readonly connectDeadlineMs: number;
+  /** Silence that ends a stream which owes an answer; it begins when a call has run out of its time. */
+  readonly silenceMs: number;
 }
 
 /** How a batch ended: the status of each item, the worst of all shards. */
@@ -124,12 +126,15 @@ export class Stripe {
       }
       const links = await this.#openLinks(connections);
       if (this.#closed) throw localError('KVSS_CLOSED', 'the driver was closed');
+      if (connections.some((connection) => connection.ended)) {
+        throw localError('KVSS_UNREACHABLE', 'a daemon went while the others were being connected');
+      }
       this.#adopt(connections, links);
     } catch (thrown) {
       for (const connection of connections) connection.close();
       throw thrown;
     }
-    if (this.usable) this.events.up(this);
+    this.events.up(this);
   }
 
   /** Tries again and again until the stripe is up or closed. */
@@ -298,8 +303,6 @@ export class Stripe {
       };
     }
     for (const link of links) link.onReady = () => this.#pump();
-    // It may have gone while the others were being opened.
-    if (connections.some((connection) => connection.ended)) this.#fall('a daemon went while connecting');
   }
 
   #fall(reason: string): void {
@@ -376,7 +379,8 @@ export class Stripe {
     this.#suspect = true;
     if (this.#inPlace) return;
     // A connection that stays silent is dead, whatever the kernel says: it may have become a black hole.
-    this.clock.schedule(batch.timeoutUs / 1000, () => {
+    // Not after the time of a call in a hurry: its answer may just be on its way.
+    this.clock.schedule(Math.max(batch.timeoutUs / 1000, this.settings.silenceMs), () => {
       if (this.#suspect && this.#batches.has(batch.id)) this.#fall('the shards do not answer');
     });
   }

@@ -26,7 +26,10 @@ export interface SwDriverOptions {
   capacityColumns?: number;
   /** What goes first when room is needed. */
   policy?: EvictionPolicy;
-  /** Longest that one evict or refill call waits for the shards, in milliseconds. */
+  /**
+   * Longest that one evict or refill call waits for the shards, in milliseconds; what the runtime itself takes does not
+   * count. Give calls that move much over a slow link more.
+   */
   deadlineMs?: number;
   /** Longest that a hit stays pinned, in milliseconds. */
   pinDeadlineMs?: number;
@@ -88,6 +91,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
           capacityColumns: options.capacityColumns ?? Number.MAX_SAFE_INTEGER,
           ringEntries: options.ringEntries ?? 1024,
           connectDeadlineMs: options.connectDeadlineMs ?? 5_000,
+          silenceMs: options.deadlineMs ?? 1_000,
         })),
       },
       options.connector ??

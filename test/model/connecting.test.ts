@@ -213,6 +213,33 @@ test('a daemon that dies while another is being connected leaves a driver that g
   expect(made.daemons.map((daemon) => daemon.connections.size)).toEqual([1, 1]);
 });
 
+test('a daemon that dies again while another is being connected is no second loss', async () => {
+  const { box: made, clock, options } = box([4, 4]);
+  const driver = await connect({ ...options, striping: 'across', model: { ...model, bytesPerToken: [8, 8] } });
+  const events: string[] = [];
+  driver.on('down', () => events.push('down'));
+  driver.on('up', () => events.push('up'));
+  const answers: (() => void)[] = [];
+  const wait = () => {
+    made.daemon(1).answering = new Promise((resolve) => answers.push(resolve));
+  };
+  wait();
+  made.daemon(0).end();
+  await clock.advance(60);
+  wait();
+  answers[0]?.();
+  await settled();
+  // The first one has given its memory, the second has not.
+  expect(made.daemons.map((daemon) => daemon.links.length)).toEqual([1, 0]);
+  made.daemon(0).end();
+  answers[1]?.();
+  await settled();
+  expect(events).toEqual(['down']);
+  await clock.advance(1_000);
+  expect(events).toEqual(['down', 'up']);
+  expect(made.daemons.map((daemon) => daemon.connections.size)).toEqual([1, 1]);
+});
+
 test('a driver that is closed while it reconnects leaves no connection behind', async () => {
   const { box: made, clock, options } = box([4]);
   const driver = await connect(options);

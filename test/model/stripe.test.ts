@@ -19,6 +19,7 @@ async function stripeOver(shards: readonly number[], slots: number, ringEntries 
     capacityColumns: slots,
     ringEntries,
     connectDeadlineMs: 1_000,
+    silenceMs: 1_000,
   };
   const stripe = new Stripe(0, settings, box.connector, clock, events);
   await stripe.open();
