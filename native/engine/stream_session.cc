@@ -138,12 +138,12 @@ bool StreamSession::TakeDescriptors(uint64_t now_ns) {
         return taken > 0;
       }
       holding_ = true;
+      // Whether there is room for it is the loop's question.
+      continue;
     }
-    const bool evict = IsEvict(held_);
-    if ((evict ? core_.EvictRoom() : core_.CommandRoom()) == 0) break;
     holding_ = false;
     ++taken;
-    evict ? core_.AcceptEvict(held_, now_ns) : core_.AcceptCommand(held_, now_ns);
+    IsEvict(held_) ? core_.AcceptEvict(held_, now_ns) : core_.AcceptCommand(held_, now_ns);
   }
   return taken > 0;
 }
@@ -287,7 +287,6 @@ void StreamSession::Route(EvictLane& lane) {
 }
 
 bool StreamSession::Send(RefillLane& lane, uint64_t now_ns) {
-  bool worked = false;
   if (lane.readable) {
     // Nothing is ever sent on this lane towards us: it can only have ended.
     lane.readable = false;
@@ -299,7 +298,7 @@ bool StreamSession::Send(RefillLane& lane, uint64_t now_ns) {
       return true;
     }
   }
-  if (!lane.writable || lane.queue.empty()) return worked;
+  if (!lane.writable || lane.queue.empty()) return false;
   // Finishing a transfer may start others, which join the queue behind.
   const StreamState state =
       SendFrames(lane.fd.get(), lane.queue, kFramesPerTurn, [&](const proto::StreamHeader& header) {

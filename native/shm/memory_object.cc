@@ -8,13 +8,13 @@
 #include <algorithm>
 #include <array>
 
+#include "base/round_up.h"
+
 namespace kvss {
 namespace {
 
 constexpr uint64_t kHugePageBytes = 2u << 20;
 constexpr uint64_t kSmallPageBytes = 4096;
-
-uint64_t RoundUp(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
 /// fallocate, repeated while a signal interrupts it: a large range takes long enough for that to happen.
 int Fallocate(int fd, int mode, uint64_t offset, uint64_t length) {

@@ -2,13 +2,9 @@
 
 #include <memory>
 
+#include "base/round_up.h"
+
 namespace kvss {
-namespace {
-
-uint64_t RoundUp(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
-
-}  // namespace
-
 Result<GrantGeometry> GrantGeometry::For(uint64_t slots, uint64_t piece_bytes) {
   if (piece_bytes == 0 || piece_bytes > proto::kMaxPieceBytes) {
     return Error{proto::Status::kLimitExceeded, "a piece of " + std::to_string(piece_bytes) +

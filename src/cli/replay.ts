@@ -3,7 +3,7 @@ import { localError } from '../common/errors.js';
 import { formatBytes, formatCount } from '../common/units.js';
 import { type ChildDaemon, type LinkName, startChildDaemon } from '../kvss/child_daemon.js';
 import { ControlClient } from '../links/control_client.js';
-import { CACHE_LINE_BYTES } from '../proto/generated.js';
+import { slotBytesOf } from '../proto/slots.js';
 import { ReplayMeter, replayTraces } from '../replay/replay.js';
 import { readTrace, type Trace, workingSetColumns } from '../replay/trace.js';
 import { SwDriver } from '../swdriver/sw_driver.js';
@@ -56,7 +56,7 @@ async function replay(paths: string[], flags: ReplayFlags): Promise<void> {
   }
   if (flags.socket !== undefined) return run(traces, [flags.socket], capacity, bytesPerToken, flags);
   // One page more than the slots take: grants are whole pages.
-  const budgets = bytesPerToken.map((bytes) => capacity * slotBytes(bytes) + 2 ** 21);
+  const budgets = bytesPerToken.map((bytes) => capacity * slotBytesOf(bytes * COLUMN_TOKENS) + 2 ** 21);
   const daemons: ChildDaemon[] = [];
   try {
     for (let first = 0; first < shards; first += SHARES.length) {
@@ -111,9 +111,6 @@ async function run(
   console.log(flags.json ? JSON.stringify(report) : reportTable(report));
   if (report.mismatches > 0) process.exitCode = 1;
 }
-
-const slotBytes = (bytesPerToken: number) =>
-  Math.ceil((bytesPerToken * COLUMN_TOKENS) / CACHE_LINE_BYTES) * CACHE_LINE_BYTES;
 
 /** Unequal sizes, as large as fits comfortably: hit rates do not depend on them, bytes moved do. */
 function chooseBytesPerToken(capacityColumns: number, shards: number): number[] {

@@ -1,7 +1,8 @@
 import { nativeError } from '../binding/native.js';
 import { KvssError, localError } from '../common/errors.js';
 import type { PayloadOf } from '../proto/frames.js';
-import { CACHE_LINE_BYTES, Status } from '../proto/generated.js';
+import { Status } from '../proto/generated.js';
+import { slotBytesOf } from '../proto/slots.js';
 import { ControlClient } from './control_client.js';
 import type { Connector, DaemonConnection, LinkRequest } from './link.js';
 import { ShmLink } from './shm_link.js';
@@ -33,7 +34,7 @@ class ShmConnection implements DaemonConnection {
   }
 
   slotBytes(pieceBytes: number): number {
-    return Math.ceil(pieceBytes / CACHE_LINE_BYTES) * CACHE_LINE_BYTES;
+    return slotBytesOf(pieceBytes);
   }
 
   async openLink(request: LinkRequest): Promise<ShmLink> {

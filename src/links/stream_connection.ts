@@ -1,8 +1,9 @@
 import { type DescriptorBundle, native, nativeError } from '../binding/native.js';
 import { localError, messageOf } from '../common/errors.js';
 import type { PayloadOf } from '../proto/frames.js';
-import { CACHE_LINE_BYTES, LaneKind, Status } from '../proto/generated.js';
+import { LaneKind, Status } from '../proto/generated.js';
 import { controlHello, encodeLane } from '../proto/lanes.js';
+import { slotBytesOf } from '../proto/slots.js';
 import { ControlClient } from './control_client.js';
 import type { DaemonConnection, LinkRequest } from './link.js';
 import type { StreamAddress } from './stream_address.js';
@@ -57,7 +58,7 @@ export class StreamConnection implements DaemonConnection {
   }
 
   slotBytes(pieceBytes: number): number {
-    return Math.ceil(pieceBytes / CACHE_LINE_BYTES) * CACHE_LINE_BYTES;
+    return slotBytesOf(pieceBytes);
   }
 
   async openLink(request: LinkRequest): Promise<StreamLink> {
@@ -90,7 +91,7 @@ export class StreamConnection implements DaemonConnection {
       for (const stream of streams) stream.close();
       throw failed ? nativeError(failed.reason) : localError('KVSS_UNREACHABLE', 'the daemon has gone');
     }
-    const places = Math.min(slots, Math.max(2, Math.floor(this.options.placeBytes / this.slotBytes(pieceBytes))));
+    const places = Math.min(slots, Math.max(2, Math.floor(this.options.placeBytes / slotBytesOf(pieceBytes))));
     const link = new StreamLink(
       { streams: native.joinBundles(...streams), evictLanes: wioStreams, refillLanes: wioStreams, window, checksums },
       grantId,

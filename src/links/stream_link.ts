@@ -1,4 +1,5 @@
 import { type DescriptorBundle, type NativeStreamLane, native } from '../binding/native.js';
+import { slotBytesOf } from '../proto/slots.js';
 import { CompletionReader, DescriptorWriter } from './descriptor_writer.js';
 import type { CompletionHandler, OperationBatch, ShardLink } from './link.js';
 
@@ -28,6 +29,8 @@ export class StreamLink implements ShardLink {
   readonly #memory: ArrayBuffer;
   readonly #region: number;
   readonly #queue: number;
+  /** Places lie as slots do. */
+  readonly #stride: number;
   #broken = false;
 
   constructor(
@@ -49,6 +52,7 @@ export class StreamLink implements ShardLink {
     this.#writer = new DescriptorWriter(this.#lane.descriptors);
     this.#completions = new CompletionReader(this.#lane.completions);
     this.#places = new Float64Array(this.#lane.places);
+    this.#stride = slotBytesOf(pieceBytes);
     this.#memory = new ArrayBuffer(places * this.#stride);
     this.#region = this.#lane.registerMemory(this.#memory);
   }
@@ -89,10 +93,5 @@ export class StreamLink implements ShardLink {
 
   close(): void {
     this.#lane.close();
-  }
-
-  /** Places begin on cache lines of their own. */
-  get #stride(): number {
-    return Math.ceil(this.pieceBytes / 64) * 64;
   }
 }

@@ -64,7 +64,7 @@ export class Hit implements Disposable {
     readonly pinDeadline: number,
   ) {
     this.#epochs = stripes.map((stripe) => stripe.epoch);
-    // Asked now: a node may be another column's by the time its place is given back.
+    // Asked now: a node may be another column's later on.
     this.#stripeOf = path.map((node) => core.stripes[core.map.stripe(node)] as Stripe);
   }
 
@@ -170,7 +170,7 @@ export class Hit implements Disposable {
     const wanted = this.#claimPlaces(from);
     if (wanted.places.length === 0) {
       // Another part, of this hit or another, has all the places: wait for one.
-      const stripe = this.core.stripes[map.stripe(this.path[from] as Node)] as Stripe;
+      const stripe = this.#stripeOf[from] as Stripe;
       if (!this.#current(from) || !stripe.usable) return { ...wanted, usable: from, complete: false };
       const started = this.core.clock.now();
       await stripe.placeFreed(deadlineMs);
@@ -182,7 +182,7 @@ export class Hit implements Disposable {
       this.stripes.map(async (stripe) => {
         const columns: number[] = [];
         for (let column = from; column < wanted.end; column += 1) {
-          if (this.#current(column) && map.stripe(this.path[column] as Node) === stripe.index) columns.push(column);
+          if (this.#stripeOf[column] === stripe && this.#current(column)) columns.push(column);
         }
         if (columns.length === 0) return;
         const outcome = await stripe.run({
@@ -209,14 +209,12 @@ export class Hit implements Disposable {
 
   /** Places for columns from `from` on. Half of them at most, so that the part before can still be read. */
   #claimPlaces(from: number): { from: number; end: number; places: number[] } {
-    const { map, stripes } = this.core;
     const places: number[] = [];
     let end = from;
     for (; end < this.columns && this.#current(end); end += 1) {
-      const node = this.path[end] as Node;
-      const stripe = stripes[map.stripe(node)] as Stripe;
+      const stripe = this.#stripeOf[end] as Stripe;
       if (places.length > 0 && places.length >= stripe.placeCount / 2) break;
-      const place = stripe.takePlace(map.slot(node));
+      const place = stripe.takePlace(this.core.map.slot(this.path[end] as Node));
       if (place === undefined) break;
       places.push(place);
     }

@@ -261,21 +261,21 @@ export class Stripe {
   }
 
   async #openLinks(connections: readonly DaemonConnection[]): Promise<ShardLink[]> {
-    const places = connections.flatMap((connection) => connection.shards.map((shard) => ({ connection, shard })));
+    const members = connections.flatMap((connection) => connection.shards.map((shard) => ({ connection, shard })));
     const { pieceBytes, ringEntries } = this.settings;
-    if (places.length !== pieceBytes.length) {
+    if (members.length !== pieceBytes.length) {
       throw localError(
         'KVSS_BAD_INPUT',
-        `the model has bytes per token for ${pieceBytes.length} shards, the daemons have ${places.length} shards`,
+        `the model has bytes per token for ${pieceBytes.length} shards, the daemons have ${members.length} shards`,
       );
     }
     let slots = Math.min(this.settings.capacityColumns, MAX_SLOTS_PER_GRANT);
-    for (const [index, { connection, shard }] of places.entries()) {
+    for (const [index, { connection, shard }] of members.entries()) {
       slots = Math.min(slots, Math.floor(shard.freeBytes / connection.slotBytes(pieceBytes[index] as number)));
     }
     if (slots < 1) throw KvssError.ofStatus(Status.noMemory, 'the shards have no memory left for a single column');
     return Promise.all(
-      places.map(({ connection, shard }, index) =>
+      members.map(({ connection, shard }, index) =>
         connection.openLink({ shard: shard.index, slots, pieceBytes: pieceBytes[index] as number, ringEntries }),
       ),
     );
