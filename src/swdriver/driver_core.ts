@@ -55,7 +55,7 @@ export class DriverCore implements HitHost {
     const path: Node[] = [];
     map.walk(map.root(namespace), tokens, 0, Number.POSITIVE_INFINITY, path);
     // A stripe that is about to go takes no refills any more.
-    const unusable = path.findIndex((node) => !(this.stripes[map.stripe(node)] as Stripe).usable);
+    const unusable = path.findIndex((node) => !this.#stripeOf(node).usable);
     if (unusable >= 0) path.length = unusable;
     const columns = path.length;
     const serials = path.map((node) => map.serial(node));
@@ -69,8 +69,8 @@ export class DriverCore implements HitHost {
     stats.promptTokens += tokens.length;
     stats.hitTokens += columns * map.columnTokens;
     const pinDeadline = this.clock.now() + this.settings.pinDeadlineMs;
-    const stripes = this.stripes.filter((stripe) => path.some((node) => map.stripe(node) === stripe.index));
-    const hit = new Hit(this, tenantTag, path, serials, stripes, columns * map.columnTokens, pinDeadline);
+    const stripeOf = path.map((node) => this.#stripeOf(node));
+    const hit = new Hit(this, tenantTag, path, serials, stripeOf, columns * map.columnTokens, pinDeadline);
     this.#hits.add(hit);
     this.#sweepLater();
     return hit;
@@ -118,7 +118,7 @@ export class DriverCore implements HitHost {
     const doomed = new Map<Stripe, { slots: number[]; generations: number[] }>();
     let removed = 0;
     map.remove(node, (gone) => {
-      const stripe = this.stripes[map.stripe(gone)] as Stripe;
+      const stripe = this.#stripeOf(gone);
       const list = doomed.get(stripe) ?? { slots: [], generations: [] };
       list.slots.push(map.slot(gone));
       list.generations.push(map.generation(gone));
@@ -151,7 +151,11 @@ export class DriverCore implements HitHost {
   }
 
   #discard(node: Node): void {
-    (this.stripes[this.#map.stripe(node)] as Stripe).giveSlot(this.#map.slot(node));
+    this.#stripeOf(node).giveSlot(this.#map.slot(node));
+  }
+
+  #stripeOf(node: Node): Stripe {
+    return this.stripes[this.#map.stripe(node)] as Stripe;
   }
 
   #roomiestStripe(): Stripe | undefined {

@@ -22,7 +22,6 @@ const NOTHING: Promise<Part> = Promise.resolve({ from: 0, end: 0, usable: 0, pla
 export interface HitHost {
   readonly map: PrefixMap;
   readonly clock: Clock;
-  readonly stripes: readonly Stripe[];
   readonly stats: DriverStats;
   readonly settings: { readonly deadlineMs: number };
   /** Takes a column and what continues it out of the map. */
@@ -47,8 +46,8 @@ export class Hit implements Disposable {
   #held = true;
   #pinned = true;
   #refills = 0;
-  readonly #epochs: readonly number[];
-  readonly #stripeOf: readonly Stripe[];
+  /** Stripes that hold columns of the path, with their epochs when it was matched. */
+  readonly #epochs: ReadonlyMap<Stripe, number>;
 
   /** @internal */
   constructor(
@@ -56,16 +55,14 @@ export class Hit implements Disposable {
     private readonly tenantTag: bigint,
     private readonly path: readonly Node[],
     private readonly serials: readonly number[],
-    /** Stripes that hold columns of the path. */
-    private readonly stripes: readonly Stripe[],
+    /** The stripe of each column of the path: later on a node may be another column's. */
+    private readonly stripeOf: readonly Stripe[],
     /** Tokens of the prefix, a whole number of columns. */
     readonly tokens: number,
     /** @internal Clock time at which the pin ends by itself. */
     readonly pinDeadline: number,
   ) {
-    this.#epochs = stripes.map((stripe) => stripe.epoch);
-    // Asked now: a node may be another column's later on.
-    this.#stripeOf = path.map((node) => core.stripes[core.map.stripe(node)] as Stripe);
+    this.#epochs = new Map(stripeOf.map((stripe) => [stripe, stripe.epoch]));
   }
 
   /** Columns of the prefix. */
@@ -151,7 +148,10 @@ export class Hit implements Disposable {
 
   /** Whether the shards have taken none of their memory back. */
   #intact(): boolean {
-    return this.stripes.every((stripe, index) => stripe.epoch === this.#epochs[index] && stripe.intact());
+    for (const [stripe, epoch] of this.#epochs) {
+      if (stripe.epoch !== epoch || !stripe.intact()) return false;
+    }
+    return true;
   }
 
   #current(column: number): boolean {
@@ -170,7 +170,7 @@ export class Hit implements Disposable {
     const wanted = this.#claimPlaces(from);
     if (wanted.places.length === 0) {
       // Another part, of this hit or another, has all the places: wait for one.
-      const stripe = this.#stripeOf[from] as Stripe;
+      const stripe = this.stripeOf[from] as Stripe;
       if (!this.#current(from) || !stripe.usable) return { ...wanted, usable: from, complete: false };
       const started = this.core.clock.now();
       await stripe.placeFreed(deadlineMs);
@@ -179,10 +179,10 @@ export class Hit implements Disposable {
     }
     const outcomes = new Uint16Array(wanted.places.length).fill(Status.cancelled);
     await Promise.all(
-      this.stripes.map(async (stripe) => {
+      [...this.#epochs.keys()].map(async (stripe) => {
         const columns: number[] = [];
         for (let column = from; column < wanted.end; column += 1) {
-          if (this.#stripeOf[column] === stripe && this.#current(column)) columns.push(column);
+          if (this.stripeOf[column] === stripe && this.#current(column)) columns.push(column);
         }
         if (columns.length === 0) return;
         const outcome = await stripe.run({
@@ -212,7 +212,7 @@ export class Hit implements Disposable {
     const places: number[] = [];
     let end = from;
     for (; end < this.columns && this.#current(end); end += 1) {
-      const stripe = this.#stripeOf[end] as Stripe;
+      const stripe = this.stripeOf[end] as Stripe;
       if (places.length > 0 && places.length >= stripe.placeCount / 2) break;
       const place = stripe.takePlace(this.core.map.slot(this.path[end] as Node));
       if (place === undefined) break;
@@ -241,8 +241,8 @@ export class Hit implements Disposable {
 
   #giveBack(part: Part): void {
     for (const [index, place] of part.places.entries()) {
-      const stripe = this.#stripeOf[part.from + index] as Stripe;
-      stripe.givePlace(place, this.#epochs[this.stripes.indexOf(stripe)] as number);
+      const stripe = this.stripeOf[part.from + index] as Stripe;
+      stripe.givePlace(place, this.#epochs.get(stripe) as number);
     }
   }
 
@@ -250,7 +250,7 @@ export class Hit implements Disposable {
     const { map } = this.core;
     const node = this.path[column] as Node;
     const ref: ColumnRef = { index: column, tenantTag: this.tenantTag, generation: map.generation(node) };
-    const pieces = (this.#stripeOf[column] as Stripe).pieces(place);
+    const pieces = (this.stripeOf[column] as Stripe).pieces(place);
     if ('read' in sink) return sink.read(ref, pieces);
     for (const [shard, piece] of pieces.entries()) {
       const target = sink.locate(ref, shard);
