@@ -178,7 +178,7 @@ describe('a driver', () => {
     // A sleeping engine looks when it is woken, or at its next heartbeat.
     const [, reason] = await down;
     expect(reason).toContain('impossible positions');
-    expect(await daemon.metric('kvss_ring_faults_total')).toBe(1);
+    await daemon.awaitMetric('kvss_ring_faults_total', 1);
 
     const hit = sequence.match(tokens);
     const request = wafer.request('acme', tokens);

@@ -85,8 +85,8 @@ describe('kvss replay', () => {
     expect(code).toBe(0);
     expect(stdout).toMatch(/^59 columns of 2\.00 KiB over 2 shards/);
     expect(stdout).toMatch(/mismatches +0\n/);
-    expect(await daemon.metric('kvss_evicts_total')).toBe(2 * 59);
-    expect(await daemon.metric('kvss_refills_total')).toBe(2 * 39);
+    await daemon.awaitMetric('kvss_evicts_total', 2 * 59);
+    await daemon.awaitMetric('kvss_refills_total', 2 * 39);
   });
 
   test('refuses sizes for another number of shards', async () => {

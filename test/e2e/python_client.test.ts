@@ -83,7 +83,7 @@ describe(`a client in plain Python${noPython ? ` (skipped: ${noPython})` : ''}`,
       released: true,
     });
     expect(await daemon.metric('kvss_tenant_alarms_total')).toBe(1);
-    expect(await daemon.metric('kvss_deadlines_total')).toBe(1);
+    await daemon.awaitMetric('kvss_deadlines_total', 1);
   });
 
   test.skipIf(noPython)('gets in with the token of the listener and not without it', async () => {

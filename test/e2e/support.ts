@@ -100,6 +100,20 @@ export class TestDaemon implements AsyncDisposable {
     return lines.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(' ') + 1)), 0);
   }
 
+  /**
+   * Waits until a figure is exactly this, and throws with what it is where it does not become so: an engine publishes what
+   * it has counted when it has a moment, which may be after the answer.
+   */
+  async awaitMetric(name: string, value: number): Promise<void> {
+    const giveUp = performance.now() + 20_000;
+    let seen = await this.metric(name);
+    while (seen !== value && performance.now() < giveUp) {
+      await new Promise((resolve) => setTimeout(resolve, 10));
+      seen = await this.metric(name);
+    }
+    if (seen !== value) throw new Error(`${name} is ${seen}, not ${value}`);
+  }
+
   /** Descriptor numbers of the daemon whose memory object has this name. */
   memoryObjects(name: string): string[] {
     const directory = `/proc/${this.pid}/fd`;
