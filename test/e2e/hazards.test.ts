@@ -7,7 +7,7 @@ async function run(hazard: string, nodeFlags: string[] = []) {
   const outcome = await startChild('hazard.mjs', [daemon.socket, hazard], nodeFlags).finished;
   // However it ended: nothing of it is left in the daemon.
   await until(async () => (await daemon.metric('kvss_free_bytes')) === 2 * 8 * 2 ** 20);
-  expect(await daemon.metric('kvss_sessions')).toBe(0);
+  await daemon.awaitMetric('kvss_sessions', 0);
   return outcome;
 }
 
