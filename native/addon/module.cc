@@ -2,6 +2,7 @@
 
 #include <napi.h>
 
+#include "addon/carrier.h"
 #include "addon/control.h"
 #include "addon/environment.h"
 #include "addon/lane.h"
@@ -29,6 +30,7 @@ Napi::Object Initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("ControlChannel", ControlChannel::Define(env));
   exports.Set("StreamListener", StreamListenerWrap::Define(env));
   exports.Set("StreamLane", StreamLaneWrap::Define(env));
+  exports.Set("CarrierLane", CarrierLaneWrap::Define(env));
   exports.Set("connectLane", Napi::Function::New<ConnectLaneFromJs>(env, "connectLane"));
   exports.Set("answerLane", Napi::Function::New<AnswerLaneFromJs>(env, "answerLane"));
   exports.Set("mapGrant", Napi::Function::New<MapGrant>(env, "mapGrant"));

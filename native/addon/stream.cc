@@ -99,6 +99,7 @@ Napi::Function StreamLaneWrap::Define(Napi::Env env) {
                          InstanceMethod<&StreamLaneWrap::EvictCount>("evictCount"),
                          InstanceMethod<&StreamLaneWrap::CommandCount>("commandCount"),
                          InstanceMethod<&StreamLaneWrap::Broken>("broken"),
+                         InstanceMethod<&StreamLaneWrap::PayloadBytes>("payloadBytes"),
                          InstanceMethod<&StreamLaneWrap::RegisterMemory>("registerMemory"),
                          InstanceMethod<&StreamLaneWrap::CloseFromJs>("close"),
                          InstanceAccessor<&StreamLaneWrap::Descriptors>("descriptors"),
@@ -114,16 +115,18 @@ void* StreamLaneWrap::NewArray(Napi::Env env, size_t index, size_t bytes) {
 }
 
 // (bundle, evict lanes, refill lanes, window, onWake, checksums): the bundle holds the HIO lane, then the
-// evict lanes, then the refill lanes.
+// evict lanes, then the refill lanes; without any, the order lane of a carrier.
 StreamLaneWrap::StreamLaneWrap(const Napi::CallbackInfo& info) : Napi::ObjectWrap<StreamLaneWrap>(info) {
   const Napi::Env env = info.Env();
   const uint32_t evict_lanes = info[1].As<Napi::Number>().Uint32Value();
   const uint32_t refill_lanes = info[2].As<Napi::Number>().Uint32Value();
   const uint32_t window = info[3].As<Napi::Number>().Uint32Value();
-  std::vector<UniqueFd> fds = DescriptorBundle::Take(info[0], 1 + evict_lanes + refill_lanes);
+  const bool carried = evict_lanes + refill_lanes == 0;
+  std::vector<UniqueFd> fds = DescriptorBundle::Take(info[0], carried ? 2 : 1 + evict_lanes + refill_lanes);
   StreamLane::Connections connections;
   connections.hio = std::move(fds[0]);
-  for (size_t index = 1; index < fds.size(); ++index) {
+  if (carried) connections.order = std::move(fds[1]);
+  for (size_t index = 1; !carried && index < fds.size(); ++index) {
     (index <= evict_lanes ? connections.evict : connections.refill).push_back(std::move(fds[index]));
   }
   auto lane = StreamLane::Start(std::move(connections), window, info[5].ToBoolean());
@@ -158,6 +161,10 @@ Napi::Value StreamLaneWrap::Submit(const Napi::CallbackInfo& info) {
     if (descriptor.opcode == static_cast<uint16_t>(proto::Opcode::kDelete)) continue;
     const auto region = static_cast<uint64_t>(places_[index].region);
     const auto offset = static_cast<uint64_t>(places_[index].offset);
+    if (lane_->has_carrier()) {
+      order.place = static_cast<uint32_t>(offset);
+      continue;
+    }
     // Our own TypeScript says where; a wrong place would be a wild write.
     KVSS_CHECK(region < regions_.size() && offset <= regions_[region].bytes &&
                descriptor.piece_bytes <= regions_[region].bytes - offset);
@@ -186,6 +193,11 @@ Napi::Value StreamLaneWrap::Broken(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), !lane_ || lane_->broken());
 }
 
+Napi::Value StreamLaneWrap::PayloadBytes(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(),
+                           lane_ ? static_cast<double>(lane_->payload_bytes()) : payload_bytes_);
+}
+
 Napi::Value StreamLaneWrap::RegisterMemory(const Napi::CallbackInfo& info) {
   Napi::ArrayBuffer memory = info[0].As<Napi::ArrayBuffer>();
   regions_.push_back({static_cast<std::byte*>(memory.Data()), memory.ByteLength(),
@@ -196,6 +208,7 @@ Napi::Value StreamLaneWrap::RegisterMemory(const Napi::CallbackInfo& info) {
 void StreamLaneWrap::CloseFromJs(const Napi::CallbackInfo&) {
   if (!lane_) return;
   reactor_->Unwatch(watch_);
+  payload_bytes_ = static_cast<double>(lane_->payload_bytes());
   lane_.reset();
   regions_.clear();
   on_wake_.Reset();

@@ -45,7 +45,8 @@ class StreamListenerWrap : public Napi::ObjectWrap<StreamListenerWrap> {
 };
 
 /// The driver's end of one shard over streams, for JavaScript. Shares its arrays as Lane does; `places` says
-/// for each descriptor which registered memory, and where in it, the bytes are.
+/// for each descriptor which registered memory, and where in it, the bytes are; or at which place of the
+/// carrier.
 class StreamLaneWrap : public Napi::ObjectWrap<StreamLaneWrap> {
  public:
   static Napi::Function Define(Napi::Env env);
@@ -70,6 +71,7 @@ class StreamLaneWrap : public Napi::ObjectWrap<StreamLaneWrap> {
   Napi::Value EvictCount(const Napi::CallbackInfo& info);
   Napi::Value CommandCount(const Napi::CallbackInfo& info);
   Napi::Value Broken(const Napi::CallbackInfo& info);
+  Napi::Value PayloadBytes(const Napi::CallbackInfo& info);
   Napi::Value RegisterMemory(const Napi::CallbackInfo& info);
   Napi::Value Descriptors(const Napi::CallbackInfo& info) { return Array(info, 0); }
   Napi::Value Completions(const Napi::CallbackInfo& info) { return Array(info, 1); }
@@ -89,6 +91,7 @@ class StreamLaneWrap : public Napi::ObjectWrap<StreamLaneWrap> {
   Place* places_ = nullptr;
   std::vector<Region> regions_;
   std::vector<StreamOrder> orders_;
+  double payload_bytes_ = 0;  ///< when it was closed
   Napi::FunctionReference on_wake_;
 };
 

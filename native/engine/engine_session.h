@@ -72,10 +72,4 @@ class EngineSession {
   bool reported_ = false;
 };
 
-/// What epoll has said of a stream; the engine stores it here.
-struct LaneEvents {
-  bool readable = true;
-  bool writable = true;
-};
-
 }  // namespace kvss

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "base/clock.h"
+#include "link/stream.h"
 
 namespace kvss {
 namespace {
@@ -182,9 +183,7 @@ void ShardEngine::TakeEvents(int timeout_ms) {
     // Rings are looked at anyway, so for them it is enough to be awake. Streams are told which of them is
     // ready.
     auto* lane = static_cast<LaneEvents*>(events[index].data.ptr);
-    if (lane == nullptr) continue;
-    lane->readable |= (events[index].events & (EPOLLIN | EPOLLHUP | EPOLLERR | EPOLLRDHUP)) != 0;
-    lane->writable |= (events[index].events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0;
+    if (lane != nullptr) lane->Note(events[index].events);
   }
 }
 

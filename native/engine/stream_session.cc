@@ -71,9 +71,7 @@ AnyLane* StreamSession::Enter(std::vector<std::unique_ptr<AnyLane>>& lanes, uint
 
 void StreamSession::Watch(Lane& lane) {
   if (epoll_fd_ < 0) return;
-  epoll_event event{.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
-                    .data = {.ptr = static_cast<LaneEvents*>(&lane)}};
-  (void)::epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, lane.fd.get(), &event);
+  (void)WatchLane(epoll_fd_, lane.fd.get(), &lane);
 }
 
 void StreamSession::WatchWith(int epoll_fd) {
@@ -315,11 +313,8 @@ bool StreamSession::SendCompletions() {
   if (!hio_) return false;
   const bool worked = !completions_.empty();
   if (worked) {
-    const auto length = static_cast<uint32_t>(completions_.size() * sizeof(proto::Completion));
-    const proto::StreamHeader header =
-        MakeHeader(StreamType::kCompletions, length, core_.evict_count(), core_.command_count());
-    out_.Append(&header, sizeof(header));
-    out_.Append(completions_.data(), length);
+    AppendEntries(out_, StreamType::kCompletions, completions_.data(), completions_.size(),
+                  core_.evict_count(), core_.command_count());
     completions_.clear();
   }
   if (out_.empty() || !hio_->writable) return worked;

@@ -2,6 +2,7 @@
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -12,6 +13,16 @@
 #include "base/crc32c.h"
 
 namespace kvss {
+
+void LaneEvents::Note(uint32_t epoll_events) {
+  readable |= (epoll_events & (EPOLLIN | EPOLLHUP | EPOLLERR | EPOLLRDHUP)) != 0;
+  writable |= (epoll_events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0;
+}
+
+bool WatchLane(int epoll_fd, int fd, LaneEvents* lane) {
+  epoll_event event{.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data = {.ptr = lane}};
+  return ::epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0;
+}
 
 StreamState ReceiveInto(int fd, std::span<std::byte> bytes, size_t* have) {
   while (*have < bytes.size()) {

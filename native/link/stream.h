@@ -15,6 +15,17 @@
 
 namespace kvss {
 
+/// What epoll has said of a stream. Who waits with an epoll stores it here; who moves bytes takes it back.
+struct LaneEvents {
+  bool readable = true;
+  bool writable = true;
+
+  void Note(uint32_t epoll_events);
+};
+
+/// Enters a stream into an epoll, edge-triggered; the data of its events is the LaneEvents.
+bool WatchLane(int epoll_fd, int fd, LaneEvents* lane);
+
 /// What came of moving bytes over a stream that never blocks.
 enum class StreamState : uint8_t {
   kDone,     ///< all of it
@@ -73,6 +84,16 @@ class OutBuffer {
   std::vector<std::byte> bytes_;
   size_t at_ = 0;
 };
+
+/// Appends a frame of entries.
+template <typename Entry>
+void AppendEntries(OutBuffer& out, proto::StreamType type, const Entry* entries, size_t count,
+                   uint64_t request_id = 0, uint64_t generation = 0) {
+  const proto::StreamHeader header =
+      MakeHeader(type, static_cast<uint32_t>(count * sizeof(Entry)), request_id, generation);
+  out.Append(&header, sizeof(header));
+  out.Append(entries, count * sizeof(Entry));
+}
 
 /// Reads entries of one type that travel in frames, in bounded steps and without waiting for whole frames.
 template <typename Entry>

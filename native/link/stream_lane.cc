@@ -27,14 +27,9 @@ Result<std::unique_ptr<StreamLane>> StreamLane::Start(Connections connections, u
   epoll_event wake{.events = EPOLLIN | EPOLLET, .data = {.ptr = nullptr}};
   bool watched = lane->epoll_.valid() && lane->order_wake_.valid() && lane->completion_wake_.valid() &&
                  ::epoll_ctl(lane->epoll_.get(), EPOLL_CTL_ADD, lane->order_wake_.get(), &wake) == 0;
-  const auto watch = [&](Socket& socket) {
-    TuneStream(socket.fd.get());
-    epoll_event event{.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data = {.ptr = &socket}};
-    watched = watched && ::epoll_ctl(lane->epoll_.get(), EPOLL_CTL_ADD, socket.fd.get(), &event) == 0;
-  };
-  watch(lane->hio_);
-  for (const auto& socket : lane->evict_) watch(*socket);
-  for (const auto& socket : lane->refill_) watch(*socket);
+  const int epoll = lane->epoll_.get();
+  watched = watched && WatchLane(epoll, lane->hio_.fd.get(), &lane->hio_) && lane->payload_.WatchWith(epoll);
+  if (lane->has_carrier()) watched = watched && WatchLane(epoll, lane->order_.fd.get(), &lane->order_);
   if (!watched) return SystemError(Status::kLimitExceeded, "cannot start a stream lane");
   lane->thread_ = std::thread([raw = lane.get()] { raw->Loop(); });
   return lane;
@@ -42,7 +37,7 @@ Result<std::unique_ptr<StreamLane>> StreamLane::Start(Connections connections, u
 
 StreamLane::StreamLane(Connections connections, uint32_t window, bool checksums)
     : window_(window),
-      checksums_(checksums),
+      payload_(std::move(connections.evict), std::move(connections.refill), window, checksums, this),
       epoll_(::epoll_create1(EPOLL_CLOEXEC)),
       order_wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       completion_wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
@@ -55,14 +50,7 @@ StreamLane::StreamLane(Connections connections, uint32_t window, bool checksums)
       evicts_(window),
       commands_(window) {
   hio_.fd = std::move(connections.hio);
-  for (UniqueFd& fd : connections.evict) {
-    evict_.push_back(std::make_unique<EvictSocket>());
-    evict_.back()->fd = std::move(fd);
-  }
-  for (UniqueFd& fd : connections.refill) {
-    refill_.push_back(std::make_unique<RefillSocket>());
-    refill_.back()->fd = std::move(fd);
-  }
+  order_.fd = std::move(connections.order);
 }
 
 StreamLane::~StreamLane() {
@@ -115,10 +103,14 @@ void StreamLane::Disarm() {
 void StreamLane::Loop() {
   while (!stopping_.load(std::memory_order_relaxed) && !broken()) {
     bool worked = TakeOrders();
-    worked |= SendDescriptors();
-    for (const auto& socket : evict_) worked |= SendPayload(*socket);
-    for (const auto& socket : refill_) worked |= ReceivePayload(*socket);
+    worked |= Send(hio_, descriptors_out_);
+    worked |= payload_.Pump();
+    if (payload_.broken()) Break();
     worked |= ReceiveCompletions();
+    if (has_carrier()) {
+      worked |= ReceiveAcks();
+      worked |= Send(order_, transfers_out_);
+    }
     if (put_any_) {
       put_any_ = false;
       completions_in_.Publish();
@@ -140,30 +132,42 @@ bool StreamLane::TakeOrders() {
     if (!OrderRoom()) break;
     const StreamOrder order = orders_out_.Take();
     const bool evict = order.descriptor.opcode == static_cast<uint16_t>(Opcode::kEvict);
-    std::vector<Flight>& flights = evict ? evicts_ : commands_;
     const uint64_t sequence = ++(evict ? evicts_sent_ : commands_sent_);
-    Flight& flight = At(flights, sequence);
+    Flight& flight = At(Flights(evict), sequence);
     ++active_;
-    flight = Flight{order, {},    true,
-                    false, false, order.descriptor.opcode == static_cast<uint16_t>(Opcode::kDelete)};
+    flight = Flight{.order = order, .active = true};
+    MovePayload(order, sequence, flight);
     batch.push_back(order.descriptor);
-    if (evict && !evict_.empty()) {
-      proto::StreamHeader header = MakeHeader(StreamType::kPayload, order.descriptor.piece_bytes, sequence,
-                                              order.descriptor.generation);
-      if (checksums_) header.checksum = FrameChecksum({order.memory, header.length});
-      evict_[sequence % evict_.size()]->queue.push_back({header, order.memory, 0});
-    } else if (evict) {
-      flight.moved = true;  // another process carries the payload
-    }
-    if (!evict && refill_.empty()) flight.moved = true;
   }
   if (taken == 0) return false;
   orders_out_.Release();
-  const proto::StreamHeader header = MakeHeader(
-      StreamType::kDescriptors, static_cast<uint32_t>(batch.size() * sizeof(proto::Descriptor)), 0, 0);
-  out_.Append(&header, sizeof(header));
-  out_.Append(batch.data(), batch.size() * sizeof(proto::Descriptor));
+  AppendEntries(descriptors_out_, StreamType::kDescriptors, batch.data(), batch.size());
+  if (!transfers_.empty()) {
+    AppendEntries(transfers_out_, StreamType::kOrders, transfers_.data(), transfers_.size());
+    transfers_.clear();
+  }
   return true;
+}
+
+void StreamLane::MovePayload(const StreamOrder& order, uint64_t sequence, Flight& flight) {
+  const proto::Descriptor& descriptor = order.descriptor;
+  const auto opcode = static_cast<Opcode>(descriptor.opcode);
+  const PayloadLanes::Piece piece{sequence, descriptor.generation, order.memory, descriptor.piece_bytes};
+  if (opcode != Opcode::kEvict && opcode != Opcode::kRefill) {
+    flight.moved = true;
+  } else if (has_carrier()) {
+    proto::TransferOrder transfer{};
+    transfer.opcode = descriptor.opcode;
+    transfer.piece_bytes = descriptor.piece_bytes;
+    transfer.sequence = sequence;
+    transfer.generation = descriptor.generation;
+    transfer.place = order.place;
+    transfers_.push_back(transfer);
+  } else if (opcode == Opcode::kEvict) {
+    payload_.Send(piece);
+  } else {
+    payload_.Expect(piece);
+  }
 }
 
 bool StreamLane::OrderRoom() {
@@ -174,66 +178,20 @@ bool StreamLane::OrderRoom() {
          active_ < completions_in_.Room().value_or(0);
 }
 
-bool StreamLane::SendDescriptors() {
-  if (out_.empty() || !hio_.writable) return false;
-  const StreamState state = out_.Flush(hio_.fd.get());
-  if (state == StreamState::kPartial) hio_.writable = false;
+bool StreamLane::Send(Lane& lane, OutBuffer& out) {
+  if (out.empty() || !lane.writable) return false;
+  const StreamState state = out.Flush(lane.fd.get());
+  if (state == StreamState::kPartial) lane.writable = false;
   if (state == StreamState::kEnded) Break();
   return true;
 }
 
-bool StreamLane::SendPayload(EvictSocket& socket) {
-  if (!socket.writable || socket.queue.empty()) return false;
-  const StreamState state =
-      SendFrames(socket.fd.get(), socket.queue, kOrdersPerTurn, [&](const proto::StreamHeader& header) {
-        Flight& flight = At(evicts_, header.request_id);
-        flight.moved = true;
-        FinishIfComplete(flight);
-      });
-  if (state == StreamState::kPartial) socket.writable = false;
-  if (state == StreamState::kEnded) Break();
-  return true;
-}
-
-bool StreamLane::ReceivePayload(RefillSocket& socket) {
-  bool worked = false;
-  while (!broken() && socket.readable) {
-    StreamState state;
-    if (socket.memory == nullptr) {
-      state =
-          ReceiveInto(socket.fd.get(), std::as_writable_bytes(std::span(&socket.header, 1)), &socket.have);
-      if (state == StreamState::kDone) {
-        Flight& flight = At(commands_, socket.header.request_id);
-        const proto::Descriptor& asked = flight.order.descriptor;
-        // Everything is compared with what was asked: bytes of another request must not reach this memory.
-        if (!ValidHeader(socket.header, StreamType::kPayload, proto::kMaxPieceBytes) || !flight.active ||
-            flight.moved || socket.header.request_id > commands_sent_ ||
-            commands_sent_ - socket.header.request_id >= window_ ||
-            socket.header.length != asked.piece_bytes || socket.header.generation != asked.generation) {
-          Break();
-          return true;
-        }
-        socket.memory = flight.order.memory;
-        socket.have = 0;
-        continue;
-      }
-    } else {
-      state = ReceiveInto(socket.fd.get(), {socket.memory, socket.header.length}, &socket.have);
-      if (state == StreamState::kDone) {
-        Flight& flight = At(commands_, socket.header.request_id);
-        flight.damaged = !ChecksumHolds(socket.header, {socket.memory, socket.header.length});
-        socket.memory = nullptr;
-        socket.have = 0;
-        flight.moved = true;
-        FinishIfComplete(flight);
-        worked = true;
-        continue;
-      }
-    }
-    if (state == StreamState::kEnded) Break();
-    socket.readable = false;
-  }
-  return worked;
+StreamLane::Flight* StreamLane::Find(uint16_t opcode, uint64_t sequence) {
+  const bool evict = opcode == static_cast<uint16_t>(Opcode::kEvict);
+  const uint64_t sent = evict ? evicts_sent_ : commands_sent_;
+  if (sequence == 0 || sequence > sent || sent - sequence >= window_) return nullptr;
+  Flight& flight = At(Flights(evict), sequence);
+  return flight.active ? &flight : nullptr;
 }
 
 bool StreamLane::ReceiveCompletions() {
@@ -241,49 +199,72 @@ bool StreamLane::ReceiveCompletions() {
   using Step = EntryReader<proto::Completion>::Step;
   while (!broken() && hio_.readable) {
     proto::Completion completion;
-    const Step step = reader_.Next(hio_.fd.get(), &completion);
+    const Step step = completions_reader_.Next(hio_.fd.get(), &completion);
     if (step == Step::kWait) {
       hio_.readable = false;
       break;
     }
-    if (step != Step::kEntry) {
+    Flight* flight = step == Step::kEntry ? Find(completion.opcode, completion.sequence) : nullptr;
+    if (flight == nullptr || flight->answered || completion.user_data != flight->order.descriptor.user_data) {
       Break();
       break;
     }
     worked = true;
-    const bool evict = completion.opcode == static_cast<uint16_t>(Opcode::kEvict);
-    std::vector<Flight>& flights = evict ? evicts_ : commands_;
-    Flight& flight = At(flights, completion.sequence);
-    const uint64_t sent = evict ? evicts_sent_ : commands_sent_;
-    if (completion.sequence == 0 || completion.sequence > sent || sent - completion.sequence >= window_ ||
-        !flight.active || flight.answered || completion.user_data != flight.order.descriptor.user_data) {
-      Break();
-      break;
+    flight->answered = true;
+    flight->completion = completion;
+    // No piece follows a refill that was not served, and nobody wants the piece of an evict that has failed.
+    if (!flight->moved && completion.status != static_cast<uint16_t>(Status::kOk)) {
+      Withdraw(*flight, completion.sequence);
     }
-    flight.answered = true;
-    flight.completion = completion;
-    if (evict && !flight.moved) DropPayload(completion.sequence);
-    // No payload follows a refill that was not served.
-    if (!evict && completion.status != static_cast<uint16_t>(Status::kOk)) flight.moved = true;
-    FinishIfComplete(flight);
-    evict_count_.store(std::max(evict_count_.load(std::memory_order_relaxed), reader_.header().request_id),
+    FinishIfComplete(*flight);
+    const proto::StreamHeader& header = completions_reader_.header();
+    evict_count_.store(std::max(evict_count_.load(std::memory_order_relaxed), header.request_id),
                        std::memory_order_release);
-    command_count_.store(
-        std::max(command_count_.load(std::memory_order_relaxed), reader_.header().generation),
-        std::memory_order_release);
+    command_count_.store(std::max(command_count_.load(std::memory_order_relaxed), header.generation),
+                         std::memory_order_release);
   }
   return worked;
 }
 
-void StreamLane::DropPayload(uint64_t sequence) {
-  for (const auto& socket : evict_) {
-    const auto job = std::ranges::find(socket->queue, sequence,
-                                       [](const OutFrame& each) { return each.header.request_id; });
-    if (job == socket->queue.end() || job->sent > 0) continue;
-    socket->queue.erase(job);
-    At(evicts_, sequence).moved = true;
+bool StreamLane::ReceiveAcks() {
+  bool worked = false;
+  using Step = EntryReader<proto::TransferAck>::Step;
+  while (!broken() && order_.readable) {
+    proto::TransferAck ack;
+    const Step step = acks_reader_.Next(order_.fd.get(), &ack);
+    if (step == Step::kWait) {
+      order_.readable = false;
+      break;
+    }
+    const Flight* flight = step == Step::kEntry ? Find(ack.opcode, ack.sequence) : nullptr;
+    if (flight == nullptr || flight->moved) {
+      Break();
+      break;
+    }
+    worked = true;
+    Moved(static_cast<Opcode>(ack.opcode), ack.sequence, static_cast<Status>(ack.status));
+  }
+  return worked;
+}
+
+void StreamLane::Moved(Opcode opcode, uint64_t sequence, Status status) {
+  Flight& flight = At(Flights(opcode == Opcode::kEvict), sequence);
+  flight.moved = true;
+  flight.damaged = status == Status::kTransferFailed;
+  FinishIfComplete(flight);
+}
+
+void StreamLane::Withdraw(const Flight& flight, uint64_t sequence) {
+  const auto opcode = static_cast<Opcode>(flight.order.descriptor.opcode);
+  if (!has_carrier()) {
+    payload_.Withdraw(opcode, sequence);
     return;
   }
+  proto::TransferOrder withdrawal{};
+  withdrawal.opcode = flight.order.descriptor.opcode;
+  withdrawal.flags = proto::order_flag::kWithdraw;
+  withdrawal.sequence = sequence;
+  AppendEntries(transfers_out_, StreamType::kOrders, &withdrawal, 1);
 }
 
 void StreamLane::FinishIfComplete(Flight& flight) {
@@ -304,10 +285,8 @@ void StreamLane::Wait() {
   const int count = ::epoll_wait(epoll_.get(), events, 16, orders || stopping_.load() ? 0 : -1);
   thread_sleeping_.store(0, std::memory_order_relaxed);
   for (int index = 0; index < count; ++index) {
-    auto* socket = static_cast<Socket*>(events[index].data.ptr);
-    if (socket == nullptr) continue;
-    socket->readable |= (events[index].events & (EPOLLIN | EPOLLHUP | EPOLLERR | EPOLLRDHUP)) != 0;
-    socket->writable |= (events[index].events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0;
+    auto* lane = static_cast<LaneEvents*>(events[index].data.ptr);
+    if (lane != nullptr) lane->Note(events[index].events);
   }
 }
 

@@ -1,34 +1,38 @@
 #pragma once
 
 #include <atomic>
-#include <deque>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "base/result.h"
-#include "link/stream.h"
+#include "link/payload_lanes.h"
 #include "shm/ring.h"
 
 namespace kvss {
 
-/// An operation and where its bytes are in the memory of this process.
+/// An operation and where its bytes are: in the memory of this process, or at a place of the carrier.
 struct alignas(64) StreamOrder {
   proto::Descriptor descriptor{};
   std::byte* memory = nullptr;
-  uint64_t padding[7]{};
+  uint32_t place = 0;
+  uint32_t padding[13]{};
 };
 static_assert(sizeof(StreamOrder) == 128);
 
 /// The driver's end of a session with one shard over streams, with a thread that does the sending and
-/// receiving. The caller's thread submits and polls as with ShardLane; payload goes from and to the memory
-/// that an order names, and that memory has to stay until the operation's completion has come, or the lane
-/// has been stopped.
-class StreamLane {
+/// receiving. The caller's thread submits and polls as with ShardLane.
+///
+/// The payload goes one of two ways. With WIO lanes it goes from and to the memory that an order names, and
+/// that memory has to stay until the operation's completion has come, or the lane has been stopped. With an
+/// order lane another process, the carrier, has the WIO lanes and the memory: it is told what to move, and
+/// its acknowledgement takes the place of the bytes.
+class StreamLane final : private PayloadSink {
  public:
   struct Connections {
     UniqueFd hio;
+    UniqueFd order;  ///< to a carrier; invalid where there are WIO lanes
     std::vector<UniqueFd> evict;
     std::vector<UniqueFd> refill;
   };
@@ -52,24 +56,15 @@ class StreamLane {
   uint64_t evict_count() const { return evict_count_.load(std::memory_order_acquire); }
   uint64_t command_count() const { return command_count_.load(std::memory_order_acquire); }
   uint32_t window() const { return window_; }
+  bool has_carrier() const { return order_.fd.valid(); }
+  /// Bytes of pieces that this process has sent and received.
+  uint64_t payload_bytes() const { return payload_.bytes_sent() + payload_.bytes_received(); }
 
  private:
   StreamLane(Connections connections, uint32_t window, bool checksums);
 
-  struct Socket {
+  struct Lane : LaneEvents {
     UniqueFd fd;
-    bool readable = true;
-    bool writable = true;
-  };
-
-  struct EvictSocket : Socket {
-    std::deque<OutFrame> queue;  ///< payload of evicts that has not gone out
-  };
-
-  struct RefillSocket : Socket {
-    proto::StreamHeader header{};
-    std::byte* memory = nullptr;  ///< where the payload goes; null while a header is read
-    size_t have = 0;
   };
 
   /// What is known of an operation in flight, by sequence in its queue.
@@ -79,30 +74,34 @@ class StreamLane {
     bool active = false;
     bool answered = false;  ///< the completion has come
     bool damaged = false;   ///< the bytes that came are not those that its checksum names
-    bool moved = false;     ///< all bytes have gone or come
+    bool moved = false;     ///< all bytes have gone or come, or never will
   };
 
   void Loop();
   bool TakeOrders();
-  bool SendDescriptors();
-  bool SendPayload(EvictSocket& socket);
-  bool ReceivePayload(RefillSocket& socket);
+  void MovePayload(const StreamOrder& order, uint64_t sequence, Flight& flight);
+  bool Send(Lane& lane, OutBuffer& out);
   bool ReceiveCompletions();
+  bool ReceiveAcks();
+  /// The bytes of an operation have gone or come.
+  void Moved(proto::Opcode opcode, uint64_t sequence, proto::Status status) override;
+  /// The operation has ended and its bytes are of no use any more.
+  void Withdraw(const Flight& flight, uint64_t sequence);
   /// Whether one more order of either queue may go out.
   bool OrderRoom();
   void FinishIfComplete(Flight& flight);
-  /// After an evict was answered: its payload is of no use any more unless half of it has gone.
-  void DropPayload(uint64_t sequence);
+  std::vector<Flight>& Flights(bool evict) { return evict ? evicts_ : commands_; }
   Flight& At(std::vector<Flight>& flights, uint64_t sequence) { return flights[sequence & (window_ - 1)]; }
+  /// The operation that a completion or an acknowledgement is about; null where there is no such thing.
+  Flight* Find(uint16_t opcode, uint64_t sequence);
   void Wait();
   void WakeThread();
   void Break();
 
   const uint32_t window_;
-  const bool checksums_;
-  Socket hio_;
-  std::vector<std::unique_ptr<EvictSocket>> evict_;
-  std::vector<std::unique_ptr<RefillSocket>> refill_;
+  Lane hio_;
+  Lane order_;
+  PayloadLanes payload_;
   UniqueFd epoll_;
   UniqueFd order_wake_;
   UniqueFd completion_wake_;
@@ -124,8 +123,11 @@ class StreamLane {
   uint64_t commands_sent_ = 0;
   std::vector<Flight> evicts_;
   std::vector<Flight> commands_;
-  OutBuffer out_;
-  EntryReader<proto::Completion> reader_{proto::StreamType::kCompletions};
+  OutBuffer descriptors_out_;
+  OutBuffer transfers_out_;
+  std::vector<proto::TransferOrder> transfers_;  ///< not yet in transfers_out_
+  EntryReader<proto::Completion> completions_reader_{proto::StreamType::kCompletions};
+  EntryReader<proto::TransferAck> acks_reader_{proto::StreamType::kAcks};
   bool put_any_ = false;
 
   std::atomic<uint64_t> evict_count_{0};

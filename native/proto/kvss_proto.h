@@ -63,6 +63,16 @@ enum class FrameType : uint16_t {
   kStreamAttached = 12,  ///< Answer to attachStream: the ticket that opens lanes.
   kTicket = 13,  ///< Ask for a ticket with which another process may open WIO lanes of this session, for a short time.
   kTicketIssued = 14,  ///< Answer to ticket.
+  kCarrierHello = 15,  ///< Driver to carrier, first frame of a connection: who speaks.
+  kCarrierWelcome = 16,  ///< Answer to carrierHello: the memory of the carrier.
+  kCarry = 17,  ///< Ask a carrier to carry the payload of a session on one shard.
+  kCarrying = 18,  ///< Answer to carry: the ticket that opens the order lane.
+  kDrop = 19,  ///< Ask a carrier to close its lanes of a session on one shard.
+  kDropped = 20,  ///< Answer to drop: nothing of it touches the memory of the carrier any more.
+  kCompute = 21,  ///< Emulated wafers only: fill places with the state of columns.
+  kComputed = 22,  ///< Answer to compute.
+  kCheck = 23,  ///< Emulated wafers only: look whether places hold the state of columns.
+  kChecked = 24,  ///< Answer to check.
   kError = 64,  ///< A request was refused (it echoes the requestId), or, with requestId 0, the session is over.
   kDraining = 65,  ///< The daemon is shutting down. Finish what is in flight; send nothing new.
 };
@@ -73,6 +83,7 @@ enum class LaneKind : uint16_t {
   kHio = 2,  ///< Descriptors to the shard and completions back.
   kWioEvict = 3,  ///< Payload of evicts to the shard.
   kWioRefill = 4,  ///< Payload of refills from the shard.
+  kOrder = 5,  ///< From a driver to a carrier: orders, and their acknowledgements back.
 };
 
 /// What a frame on a HIO or WIO lane holds.
@@ -80,6 +91,8 @@ enum class StreamType : uint16_t {
   kDescriptors = 1,  ///< Descriptors, on HIO lanes to the shard.
   kCompletions = 2,  ///< Completions, on HIO lanes from the shard. requestId is evictCount and generation is commandCount after them.
   kPayload = 3,  ///< One piece, on WIO lanes. requestId is the sequence of the operation in its queue.
+  kOrders = 4,  ///< TransferOrders, on order lanes to the carrier.
+  kAcks = 5,  ///< TransferAcks, on order lanes from the carrier.
 };
 
 /// What a descriptor asks of the shard.
@@ -126,6 +139,12 @@ namespace descriptor_flag {
 inline constexpr uint16_t kScrub = 1;  ///< Delete only: overwrite the slot with zeros before the delete completes.
 inline constexpr uint16_t kAll = 1;
 }  // namespace descriptor_flag
+
+/// Bits of TransferOrder.flags. Unknown bits end the order lane.
+namespace order_flag {
+inline constexpr uint16_t kWithdraw = 1;  ///< The operation has ended without its bytes: let go of the memory. Acknowledged like the transfer itself, once.
+inline constexpr uint16_t kAll = 1;
+}  // namespace order_flag
 
 /// Precedes every control frame. On a Unix socket one packet is one frame. The layout never changes.
 struct alignas(8) FrameHeader {
@@ -266,6 +285,44 @@ static_assert(offsetof(StreamHeader, length) == 8);
 static_assert(offsetof(StreamHeader, checksum) == 12);
 static_assert(offsetof(StreamHeader, request_id) == 16);
 static_assert(offsetof(StreamHeader, generation) == 24);
+
+/// What a carrier is to send or to receive for one operation.
+struct alignas(8) TransferOrder {
+  uint16_t opcode;  ///< Opcode of the operation: evict or refill
+  uint16_t flags;  ///< OrderFlag
+  uint32_t piece_bytes;  ///< length of the piece
+  uint64_t sequence;  ///< position of the operation in its queue
+  uint64_t generation;  ///< generation of the slot
+  uint32_t place;  ///< where in the memory of the carrier the piece lies or goes
+  uint32_t reserved;  ///< zero
+};
+static_assert(sizeof(TransferOrder) == 32);
+static_assert(alignof(TransferOrder) == 8);
+static_assert(std::is_standard_layout_v<TransferOrder>);
+static_assert(std::is_trivially_copyable_v<TransferOrder>);
+static_assert(offsetof(TransferOrder, opcode) == 0);
+static_assert(offsetof(TransferOrder, flags) == 2);
+static_assert(offsetof(TransferOrder, piece_bytes) == 4);
+static_assert(offsetof(TransferOrder, sequence) == 8);
+static_assert(offsetof(TransferOrder, generation) == 16);
+static_assert(offsetof(TransferOrder, place) == 24);
+static_assert(offsetof(TransferOrder, reserved) == 28);
+
+/// A carrier has sent or received the piece of an operation, and touches its memory no more.
+struct alignas(8) TransferAck {
+  uint16_t opcode;  ///< Opcode of the operation
+  uint16_t status;  ///< Status: ok, transferFailed where the bytes are not those that their checksum names, or cancelled where the order was withdrawn
+  uint32_t reserved;  ///< zero
+  uint64_t sequence;  ///< sequence of the operation
+};
+static_assert(sizeof(TransferAck) == 16);
+static_assert(alignof(TransferAck) == 8);
+static_assert(std::is_standard_layout_v<TransferAck>);
+static_assert(std::is_trivially_copyable_v<TransferAck>);
+static_assert(offsetof(TransferAck, opcode) == 0);
+static_assert(offsetof(TransferAck, status) == 2);
+static_assert(offsetof(TransferAck, reserved) == 4);
+static_assert(offsetof(TransferAck, sequence) == 8);
 
 /// Header of the segment that the client alone writes. The rings follow at the given offsets.
 struct alignas(64) SubmitSegment {

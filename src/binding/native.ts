@@ -76,7 +76,7 @@ export interface NativeLane {
 export interface NativeStreamLane {
   readonly descriptors: ArrayBuffer;
   readonly completions: ArrayBuffer;
-  /** Two 64-bit floats a descriptor: registered memory, and byte offset in it. */
+  /** Two 64-bit floats a descriptor: registered memory, and byte offset in it. With a carrier: unused, and its place. */
   readonly places: ArrayBuffer;
   /** Hands over the first `count` descriptors with their places and answers how many there was room for. */
   submit(count: number): number;
@@ -86,9 +86,19 @@ export interface NativeStreamLane {
   commandCount(): number;
   /** A connection has ended, or the other side broke the protocol: nothing more will complete. */
   broken(): boolean;
+  /** Bytes of pieces that this process has sent and received. */
+  payloadBytes(): number;
   /** Memory that pieces are sent from and received into; answers its number. It is held until close(). */
   registerMemory(memory: ArrayBuffer): number;
   /** Stops the thread: no registered memory is touched afterwards. */
+  close(): void;
+}
+
+/** The carrier's end of one shard, with a thread that moves pieces between its memory and its WIO lanes. */
+export interface NativeCarrierLane {
+  bytesSent(): number;
+  bytesReceived(): number;
+  /** Stops the thread: the memory is not touched afterwards. */
   close(): void;
 }
 
@@ -136,7 +146,7 @@ export interface NativeBinding {
     port: number | null,
     onConnection: (hello: Uint8Array, stream: DescriptorBundle) => void,
   ) => NativeStreamListener;
-  /** The bundle holds the HIO lane, then the evict lanes, then the refill lanes. */
+  /** The bundle holds the HIO lane, then the evict lanes, then the refill lanes; without any, the order lane of a carrier. */
   readonly StreamLane: new (
     streams: DescriptorBundle,
     evictLanes: number,
@@ -145,6 +155,21 @@ export interface NativeBinding {
     onWake: () => void,
     checksums: boolean,
   ) => NativeStreamLane;
+  /**
+   * The bundle holds the order lane, then the evict lanes, then as many refill lanes. `onEnd` comes once, when a lane has
+   * ended or the driver or the shard broke the protocol; the lane is closed by then.
+   */
+  readonly CarrierLane: new (
+    streams: DescriptorBundle,
+    lanes: number,
+    window: number,
+    checksums: boolean,
+    memory: ArrayBuffer,
+    places: number,
+    strideBytes: number,
+    pieceBytes: number,
+    onEnd: () => void,
+  ) => NativeCarrierLane;
   /** Connects and says hello; rejects unless it is welcome within `timeoutMs`. */
   connectLane(hostOrPath: string, port: number | null, hello: Uint8Array, timeoutMs: number): Promise<DescriptorBundle>;
   /** Answers a hello; the bundle keeps the connection. */

@@ -8,6 +8,7 @@ export type LocalErrorCode =
   | 'KVSS_UNREACHABLE'
   | 'KVSS_CLOSED'
   | 'KVSS_TIMEOUT'
+  | 'KVSS_SPINE_REFUSED'
   | 'KVSS_NATIVE_MISSING';
 
 /** Codes are stable: `KVSS_` and the protocol's status in capitals, or one of the local ones. */

@@ -4,17 +4,8 @@ import { dirname, join } from 'node:path';
 import { parseDocument } from 'yaml';
 import { z } from 'zod';
 import { localError, messageOf } from '../common/errors.js';
-import { parseBytes } from '../common/units.js';
+import { describeIssue, size } from '../common/schema.js';
 import { MAX_RING_ENTRIES, MAX_SESSIONS, MAX_SHARDS, MIN_RING_ENTRIES } from '../proto/generated.js';
-
-const size = z.union([z.string(), z.number()]).transform((text, context) => {
-  try {
-    return parseBytes(text);
-  } catch (thrown) {
-    context.addIssue({ code: 'custom', message: messageOf(thrown) });
-    return z.NEVER;
-  }
-});
 
 const powerOfTwo = z
   .number()
@@ -108,7 +99,7 @@ export function defaultSocketPath(): string {
 /** Checks a configuration and fills in defaults. Throws KVSS_BAD_CONFIG with a message that names the key. */
 export function parseConfig(input: unknown, source = 'configuration'): DaemonConfig {
   const parsed = configSchema.safeParse(input ?? {});
-  if (!parsed.success) throw localError('KVSS_BAD_CONFIG', `${source}: ${describe(parsed.error)}`);
+  if (!parsed.success) throw localError('KVSS_BAD_CONFIG', `${source}: ${describeIssue(parsed.error)}`);
   return parsed.data;
 }
 
@@ -132,31 +123,4 @@ export function readConfigFile(path: string): Record<string, unknown> {
 /** Directory that has to exist for the socket; only this user may enter it. */
 export function socketDirectory(config: DaemonConfig): string {
   return dirname(config.socket);
-}
-
-function describe(error: z.ZodError): string {
-  const issue = mostSpecific(error.issues);
-  if (!issue) return 'invalid';
-  const path = issue.path.map(String);
-  if (issue.code === 'unrecognized_keys') {
-    const keys = issue.keys.map((key) => `'${[...path, key].join('.')}'`).join(', ');
-    return `unknown key ${keys}`;
-  }
-  return `'${path.join('.') || '(top level)'}': ${issue.message}`;
-}
-
-/** Of a union the alternative that got furthest tells most. */
-function mostSpecific(issues: readonly z.core.$ZodIssue[]): z.core.$ZodIssue | undefined {
-  // A key that was mistyped is also missing under its right name: the mistyped one tells more.
-  const issue = issues.find((candidate) => candidate.code === 'unrecognized_keys') ?? issues[0];
-  if (issue?.code !== 'invalid_union') return issue;
-  const nested = issue.errors
-    .map((alternative) => mostSpecific(alternative))
-    .filter((candidate) => candidate !== undefined)
-    .sort(
-      (a, b) =>
-        b.path.length - a.path.length || Number(b.code !== 'invalid_value') - Number(a.code !== 'invalid_value'),
-    );
-  const [best] = nested;
-  return best ? { ...best, path: [...issue.path, ...best.path] } : issue;
 }

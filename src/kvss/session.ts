@@ -1,18 +1,12 @@
-import { type DescriptorBundle, type NativeChannel, native, nativeError } from '../binding/native.js';
+import type { DescriptorBundle } from '../binding/native.js';
+import { type NativeChannel, native } from '../binding/native.js';
 import { KvssError, messageOf } from '../common/errors.js';
-import {
-  decodeFrame,
-  encodeFrame,
-  type Frame,
-  FrameType,
-  Payload,
-  type PayloadOf,
-  parsePayload,
-} from '../proto/frames.js';
-import { frameTypeName, MAX_SHARDS, Status } from '../proto/generated.js';
+import { type Answer, ControlPeer } from '../links/control_peer.js';
+import { Tickets } from '../links/tickets.js';
+import { type Frame, FrameType, type PayloadOf, parsePayload } from '../proto/frames.js';
+import { frameTypeName, Status } from '../proto/generated.js';
 import type { LaneHelloInfo } from '../proto/lanes.js';
 import type { Shard } from './shard.js';
-import { sameSecret, Tickets } from './tickets.js';
 
 /** What a session needs of its daemon. */
 export interface SessionHost {
@@ -28,14 +22,6 @@ export interface SessionHost {
   log(level: 'debug' | 'info' | 'warn', fields: object, message: string): void;
 }
 
-type Answer = { type: FrameType; payload: unknown; descriptors?: DescriptorBundle };
-
-// A peer that asks faster than it is answered is broken or hostile.
-const MAX_PENDING_REQUESTS = 4 * MAX_SHARDS;
-
-// A connection that says nothing must not keep others out.
-const HELLO_TIMEOUT_MS = 5_000;
-
 /**
  * One control connection of the daemon: says hello, attaches shards, hands out grants, and gives everything back
  * when the peer goes, however it goes.
@@ -43,27 +29,23 @@ const HELLO_TIMEOUT_MS = 5_000;
 export class Session {
   readonly #attached = new Set<number>();
   readonly #tickets = new Tickets();
-  readonly #impatience: NodeJS.Timeout;
-  #greeted = false;
-  #pending = 0;
-  #ended = false;
-  #work: Promise<void> = Promise.resolve();
+  readonly #peer: ControlPeer;
 
   constructor(
     readonly id: number,
     private readonly channel: NativeChannel,
     private readonly host: SessionHost,
     /** Shared secret that hello has to carry; none where the transport says who the peer is. */
-    private readonly token?: string,
+    token?: string,
   ) {
-    this.#impatience = setTimeout(() => {
-      this.refuse(KvssError.ofStatus(Status.deadline, 'the peer did not say hello'));
-    }, HELLO_TIMEOUT_MS);
-    this.#impatience.unref();
-    channel.start(
-      (bytes, descriptors) => this.#receive(bytes, descriptors),
-      () => this.end('the driver has gone'),
-    );
+    this.#peer = new ControlPeer(channel, {
+      opening: FrameType.hello,
+      ...(token === undefined ? {} : { token }),
+      answer: (frame) => this.#answer(frame),
+      ended: () => this.#giveBack(),
+      refusing: (error) => host.log('warn', { session: id, code: error.code }, error.message),
+      ending: (reason) => host.log('info', { session: id, pid: channel.peerPid, reason }, 'session ended'),
+    });
   }
 
   /** Only a process in the same host can be handed memory; the kernel says who that is. */
@@ -73,12 +55,12 @@ export class Session {
 
   /** Whether the peer has introduced itself as a client. */
   get greeted(): boolean {
-    return this.#greeted;
+    return this.#peer.introduced;
   }
 
   /** Takes a lane that named this session. Throws a KvssError where its ticket does not open it. */
   async addLane(lane: LaneHelloInfo, stream: DescriptorBundle): Promise<void> {
-    if (this.#ended || !this.#tickets.opens(lane.ticket, lane.shard)) {
+    if (this.#peer.ended || !this.#tickets.opens(lane.ticket, lane.shard)) {
       throw KvssError.ofStatus(Status.notAllowed, 'the ticket does not open a lane of this session');
     }
     await this.#shardFor(lane.shard).native.addLane(this.id, lane.kind, lane.stream, stream);
@@ -86,80 +68,33 @@ export class Session {
 
   /** Tells the peer that the daemon is going away. */
   announceDraining(): void {
-    this.#send({ type: FrameType.draining, payload: {} }, 0);
+    this.#peer.send({ type: FrameType.draining, payload: {} }, 0);
   }
 
   /** Ends the session with a fault that the peer is told about first. */
   refuse(error: KvssError): void {
-    this.host.log('warn', { session: this.id, code: error.code }, error.message);
-    this.#sendError(error, 0);
-    this.end(error.message);
+    this.#peer.refuse(error);
   }
 
   /** Closes the connection; shards let go of the memory. Resolves when it is free. */
   end(reason: string): Promise<void> {
-    if (this.#ended) return this.#work;
-    this.#ended = true;
-    clearTimeout(this.#impatience);
-    this.channel.close();
-    this.host.log('info', { session: this.id, pid: this.channel.peerPid, reason }, 'session ended');
-    // After the request that is being served, so that nothing is handed out behind the back of the clean-up.
-    this.#work = this.#work.then(async () => {
-      await Promise.all(
-        [...this.#attached].map(async (index) => {
-          try {
-            await this.host.shards[index]?.native.closeSession(this.id);
-          } catch (thrown) {
-            this.host.log('warn', { session: this.id, shard: index, error: messageOf(thrown) }, 'cannot close session');
-          }
-        }),
-      );
-      this.host.sessionEnded(this);
-    });
-    return this.#work;
+    return this.#peer.end(reason);
   }
 
-  #receive(bytes: Uint8Array, descriptors: DescriptorBundle | null): void {
-    // Clients have nothing to send: what they hand over is closed unseen.
-    descriptors?.close();
-    let frame: Frame;
-    try {
-      frame = decodeFrame(bytes);
-    } catch (thrown) {
-      this.refuse(nativeError(thrown));
-      return;
-    }
-    if (++this.#pending > MAX_PENDING_REQUESTS) {
-      this.refuse(KvssError.ofStatus(Status.limitExceeded, 'too many requests at once'));
-      return;
-    }
-    this.#work = this.#work.then(async () => {
-      try {
-        if (!this.#ended) await this.#serve(frame);
-      } finally {
-        this.#pending -= 1;
-      }
-    });
-  }
-
-  async #serve(frame: Frame): Promise<void> {
-    try {
-      const answer = await this.#answer(frame);
-      if (this.#ended) answer.descriptors?.close();
-      else this.#send(answer, frame.requestId);
-    } catch (thrown) {
-      const error = nativeError(thrown);
-      // A peer that does not even speak properly is not worth keeping; one that asked for too much is.
-      const hopeless = error.status === Status.badFrame || error.status === Status.badVersion || !this.#greeted;
-      if (hopeless) this.refuse(error);
-      else this.#sendError(error, frame.requestId);
-    }
+  async #giveBack(): Promise<void> {
+    await Promise.all(
+      [...this.#attached].map(async (index) => {
+        try {
+          await this.host.shards[index]?.native.closeSession(this.id);
+        } catch (thrown) {
+          this.host.log('warn', { session: this.id, shard: index, error: messageOf(thrown) }, 'cannot close session');
+        }
+      }),
+    );
+    this.host.sessionEnded(this);
   }
 
   async #answer(frame: Frame): Promise<Answer> {
-    if (!this.#greeted && frame.type !== FrameType.hello) {
-      throw KvssError.ofStatus(Status.badFrame, `expected hello, got ${frameTypeName(frame.type)}`);
-    }
     switch (frame.type) {
       case FrameType.hello:
         return this.#hello(parsePayload('hello', frame.payload));
@@ -181,12 +116,7 @@ export class Session {
   }
 
   #hello(request: PayloadOf<'hello'>): Answer {
-    if (this.#greeted) throw KvssError.ofStatus(Status.badFrame, 'hello was said already');
-    clearTimeout(this.#impatience);
-    if (this.token !== undefined && !sameSecret(this.token, request.token ?? '')) {
-      throw KvssError.ofStatus(Status.notAllowed, 'hello does not carry the token of this listener');
-    }
-    this.#greeted = true;
+    this.#peer.introduce(request.token);
     this.host.log('info', { session: this.id, pid: this.channel.peerPid, client: request.client }, 'session opened');
     const payload: PayloadOf<'welcome'> = {
       daemon: this.host.version,
@@ -270,23 +200,5 @@ export class Session {
     const shard = this.host.shards[index];
     if (!shard) throw KvssError.ofStatus(Status.unknownShard, `there is no shard ${index}`);
     return shard;
-  }
-
-  #sendError(error: KvssError, requestId: number): void {
-    const payload: PayloadOf<'error'> = { status: error.status, message: error.message.slice(0, 4096) };
-    this.#send({ type: FrameType.error, payload: Payload.error.parse(payload) }, requestId);
-  }
-
-  #send(answer: Answer, requestId: number): void {
-    if (this.#ended) return;
-    try {
-      this.channel.send(
-        encodeFrame({ type: answer.type, requestId, payload: answer.payload }),
-        answer.descriptors ?? null,
-      );
-    } catch (thrown) {
-      // The peer is gone or does not read its answers; either way there is nobody to tell.
-      this.end(`cannot send: ${messageOf(thrown)}`);
-    }
   }
 }

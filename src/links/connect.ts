@@ -1,3 +1,4 @@
+import { localError } from '../common/errors.js';
 import type { Connector } from './link.js';
 import { connectShm } from './shm_connection.js';
 import { parseStreamAddress } from './stream_address.js';
@@ -10,6 +11,10 @@ import { StreamConnection, type StreamOptions } from './stream_connection.js';
 export function connectorFor(options: StreamOptions): Connector {
   return async (address, deadlineMs) => {
     const stream = parseStreamAddress(address);
-    return stream ? StreamConnection.connect(stream, deadlineMs, options) : connectShm(address, deadlineMs);
+    if (stream) return StreamConnection.connect(stream, deadlineMs, options);
+    if (options.carrier) {
+      throw localError('KVSS_BAD_INPUT', `'${address}': a carrier needs streams; write unix:PATH or tcp://HOST:PORT`);
+    }
+    return connectShm(address, deadlineMs);
   };
 }

@@ -4,8 +4,23 @@ import { VERSION } from '../common/version.js';
 import { decodeFrame, encodeFrame, FrameType, type PayloadOf, parsePayload } from '../proto/frames.js';
 import { frameTypeName, Status } from '../proto/generated.js';
 
-type RequestName = 'hello' | 'attach' | 'attachStream' | 'ticket' | 'grant' | 'release' | 'stats';
-type AnswerName = 'welcome' | 'attached' | 'streamAttached' | 'ticketIssued' | 'granted' | 'released' | 'statsReply';
+/** What is asked, and what answers it. */
+interface Answers {
+  hello: 'welcome';
+  attach: 'attached';
+  attachStream: 'streamAttached';
+  ticket: 'ticketIssued';
+  grant: 'granted';
+  release: 'released';
+  stats: 'statsReply';
+  carrierHello: 'carrierWelcome';
+  carry: 'carrying';
+  drop: 'dropped';
+  compute: 'computed';
+  check: 'checked';
+}
+type RequestName = keyof Answers;
+type AnswerName = Answers[RequestName];
 
 interface Pending {
   resolve(answer: { payload: unknown; descriptors: DescriptorBundle | null }): void;
@@ -28,11 +43,11 @@ export class ControlClient {
   ) {
     channel.start(
       (bytes, descriptors) => this.#receive(bytes, descriptors),
-      () => this.#end('the daemon has gone'),
+      () => this.#end('the other side has gone'),
     );
   }
 
-  /** Connects and says hello. Rejects with KVSS_UNREACHABLE where nobody listens. */
+  /** Connects over shared memory's socket and says hello. Rejects with KVSS_UNREACHABLE where nobody listens. */
   static async connect(
     path: string,
     deadlineMs: number,
@@ -43,21 +58,23 @@ export class ControlClient {
     } catch (cause) {
       throw localError('KVSS_UNREACHABLE', messageOf(cause), cause);
     }
-    return ControlClient.greet(channel, deadlineMs);
+    return ControlClient.greet(channel, deadlineMs, 'hello', 'welcome');
   }
 
-  /** Says hello over a channel that is there. */
-  static async greet(
+  /** Introduces itself over a channel that is there. */
+  static async greet<Opening extends 'hello' | 'carrierHello'>(
     channel: NativeChannel,
     deadlineMs: number,
+    opening: Opening,
+    expects: Answers[Opening],
     token?: string,
-  ): Promise<{ client: ControlClient; welcome: PayloadOf<'welcome'> }> {
+  ): Promise<{ client: ControlClient; welcome: PayloadOf<Answers[Opening]> }> {
     const client = new ControlClient(channel, deadlineMs);
     try {
       const { payload } = await client.request(
-        'hello',
+        opening,
         { client: `kvss-node/${VERSION}`, ...(token === undefined ? {} : { token }) },
-        'welcome',
+        expects,
       );
       return { client, welcome: payload };
     } catch (thrown) {
@@ -71,10 +88,11 @@ export class ControlClient {
   }
 
   /** Asks the daemon. Rejects with its error, at the deadline, or when the connection ends. */
-  async request<Answer extends AnswerName>(
-    name: RequestName,
+  async request<Name extends RequestName, Answer extends Answers[Name]>(
+    name: Name,
     payload: object,
     expects: Answer,
+    deadlineMs = this.deadlineMs,
   ): Promise<{ payload: PayloadOf<Answer>; descriptors: DescriptorBundle | null }> {
     if (this.#ended) throw localError('KVSS_UNREACHABLE', this.#endReason);
     const requestId = this.#nextRequest++;
@@ -84,8 +102,8 @@ export class ControlClient {
         (resolve, reject) => {
           this.#pending.set(requestId, { resolve, reject, expects });
           timer = setTimeout(() => {
-            reject(localError('KVSS_TIMEOUT', `the daemon did not answer ${name} within ${this.deadlineMs} ms`));
-          }, this.deadlineMs);
+            reject(localError('KVSS_TIMEOUT', `no answer to ${name} within ${deadlineMs} ms`));
+          }, deadlineMs);
           this.channel.send(encodeFrame({ type: FrameType[name], requestId, payload }));
         },
       );

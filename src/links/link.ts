@@ -9,7 +9,7 @@ export interface OperationBatch {
   readonly flags: number;
   readonly length: number;
   readonly slots: Uint32Array;
-  /** Where the bytes of each item are on this side; see ShardLink.piece. Not looked at for deletes. */
+  /** Where the bytes of each item are on the runtime's side; see ShardLink.piece. Not looked at for deletes. */
   readonly places: Uint32Array;
   readonly generations: Float64Array;
   readonly tenantTag: bigint;
@@ -35,8 +35,14 @@ export interface ShardLink {
   readonly inPlace: boolean;
   readonly places: number;
 
-  /** The memory of a place, `pieceBytes` long: the runtime writes evicted pieces there and reads refilled ones. */
+  /**
+   * The memory of a place, `pieceBytes` long: the runtime writes evicted pieces there and reads refilled ones. Never asked
+   * for where a carrier has the memory.
+   */
   piece(place: number): Uint8Array;
+
+  /** Bytes of pieces that this process has sent or received for the link; 0 in place, and where a carrier does it. */
+  payloadBytes(): number;
 
   /**
    * Whether the slots still hold what they held. Asked after bytes were read in place: true means that they were the
@@ -55,9 +61,21 @@ export interface ShardLink {
   onReady: () => void;
 }
 
+/** Memory of the runtime that holds one piece at each of `places` places. */
+export interface PlaceMemory {
+  readonly memory: ArrayBuffer;
+  /** Bytes from one place to the next, at least those of a piece. */
+  readonly strideBytes: number;
+  readonly places: number;
+}
+
 /** What is wanted of a shard. */
 export interface LinkRequest {
   shard: number;
+  /** Position of the shard in its stripe. */
+  member: number;
+  /** The runtime's memory for pieces of this member, where it has its own; see SwDriverOptions.memory. */
+  memory?: PlaceMemory;
   slots: number;
   pieceBytes: number;
   ringEntries: number;
@@ -76,7 +94,8 @@ export interface DaemonConnection {
   onEnd: (reason: string) => void;
   /** Whether the daemon has gone. */
   readonly ended: boolean;
-  close(): void;
+  /** Resolves when nothing of it touches the runtime's memory any more. Never rejects. */
+  close(): Promise<void>;
 }
 
 /** Reaches a daemon. Rejects with KVSS_UNREACHABLE, or with what the daemon answered, within `deadlineMs`. */

@@ -65,7 +65,7 @@ class ShmConnection implements DaemonConnection {
     }
   }
 
-  close(): void {
+  async close(): Promise<void> {
     this.#closeLinks();
     this.client.close();
   }

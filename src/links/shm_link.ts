@@ -62,6 +62,10 @@ export class ShmLink implements ShardLink {
     return new Uint8Array(memory, (slot - window * this.#slotsPerWindow) * this.#slotBytes, this.pieceBytes);
   }
 
+  payloadBytes(): number {
+    return 0;
+  }
+
   intact(): boolean {
     return !this.#lane.revoked();
   }

@@ -1,23 +1,30 @@
 import { type DescriptorBundle, native, nativeError } from '../binding/native.js';
-import { localError, messageOf } from '../common/errors.js';
+import { localError } from '../common/errors.js';
 import type { PayloadOf } from '../proto/frames.js';
-import { LaneKind, Status } from '../proto/generated.js';
+import { LaneKind } from '../proto/generated.js';
 import { controlHello, encodeLane } from '../proto/lanes.js';
 import { slotBytesOf } from '../proto/slots.js';
+import type { CarriedLink, Carrier } from './carrier.js';
 import { ControlClient } from './control_client.js';
-import type { DaemonConnection, LinkRequest } from './link.js';
-import type { StreamAddress } from './stream_address.js';
+import type { DaemonConnection, LinkRequest, PlaceMemory } from './link.js';
+import { openLane } from './open_lane.js';
+import { formatStreamAddress, type StreamAddress } from './stream_address.js';
 import { StreamLink } from './stream_link.js';
+
+/** Longest that a carrier has to open its lanes. */
+const TICKET_LIFETIME_MS = 60_000;
 
 export interface StreamOptions {
   /** WIO lanes of each direction for each shard. */
   wioStreams: number;
-  /** Memory that pieces on their way take, for each shard. */
+  /** Memory that pieces on their way take, for each shard, where the runtime has none of its own. */
   placeBytes: number;
   /** Whether payload carries a CRC-32C, both ways. */
   checksums: boolean;
   /** Secret of the daemon's listener. */
   token?: string;
+  /** Another process that moves the payload. */
+  carrier?: Carrier;
 }
 
 /** A daemon that is reached over TCP, or over a Unix socket without shared memory. */
@@ -25,6 +32,8 @@ export class StreamConnection implements DaemonConnection {
   onDraining: () => void = () => {};
   onEnd: (reason: string) => void = () => {};
   readonly #links: StreamLink[] = [];
+  readonly #carried: CarriedLink[] = [];
+  readonly #dropped: Promise<void>[] = [];
   #nextGrant = 1;
   #ended = false;
 
@@ -44,6 +53,8 @@ export class StreamConnection implements DaemonConnection {
     const { client, welcome } = await ControlClient.greet(
       native.ControlChannel.adopt(stream),
       deadlineMs,
+      'hello',
+      'welcome',
       options.token,
     );
     return new StreamConnection(address, client, welcome, deadlineMs, options);
@@ -64,7 +75,7 @@ export class StreamConnection implements DaemonConnection {
   async openLink(request: LinkRequest): Promise<StreamLink> {
     const { shard, slots, pieceBytes } = request;
     const grantId = this.#nextGrant++;
-    const { checksums } = this.options;
+    const { checksums, wioStreams, carrier } = this.options;
     const attached = await this.client.request(
       'attachStream',
       { shard, window: request.ringEntries, checksums },
@@ -72,42 +83,70 @@ export class StreamConnection implements DaemonConnection {
     );
     await this.client.request('grant', { shard, grantId, slots, pieceBytes }, 'granted');
     const { ticket, window } = attached.payload;
+    const lanes = carrier ? 0 : wioStreams;
+    const numbers = Array.from({ length: lanes }, (_, stream) => stream);
     const lane = (kind: LaneKind, stream: number) =>
       openLane(
         this.address,
         encodeLane({ kind, shard, stream, sessionId: this.welcome.sessionId, ticket }),
         this.deadlineMs,
       );
-    const { wioStreams } = this.options;
-    const numbers = Array.from({ length: wioStreams }, (_, stream) => stream);
-    const opened = await Promise.allSettled([
+    const streams = await allOrNone([
       lane(LaneKind.hio, 0),
+      ...(carrier ? [this.#carry(carrier, request, window)] : []),
       ...numbers.map((stream) => lane(LaneKind.wioEvict, stream)),
       ...numbers.map((stream) => lane(LaneKind.wioRefill, stream)),
     ]);
-    const streams = opened.flatMap((outcome) => (outcome.status === 'fulfilled' ? [outcome.value] : []));
-    const failed = opened.find((outcome) => outcome.status === 'rejected');
-    if (failed || this.ended) {
-      for (const stream of streams) stream.close();
-      throw failed ? nativeError(failed.reason) : localError('KVSS_UNREACHABLE', 'the daemon has gone');
+    if (this.ended) {
+      streams.close();
+      throw localError('KVSS_UNREACHABLE', 'the daemon has gone');
     }
-    const places = Math.min(slots, Math.max(2, Math.floor(this.options.placeBytes / slotBytesOf(pieceBytes))));
     const link = new StreamLink(
-      { streams: native.joinBundles(...streams), evictLanes: wioStreams, refillLanes: wioStreams, window, checksums },
+      { streams, evictLanes: lanes, refillLanes: lanes, window, checksums },
       grantId,
       slots,
       pieceBytes,
-      places,
+      carrier ?? request.memory ?? this.#ownMemory(slots, pieceBytes),
     );
     link.onBroken = () => this.#end('a lane has ended');
     this.#links.push(link);
     return link;
   }
 
-  close(): void {
+  close(): Promise<void> {
     this.#ended = true;
     for (const link of this.#links.splice(0)) link.close();
     this.client.close();
+    for (const carried of this.#carried.splice(0)) this.#dropped.push(carried.drop());
+    return Promise.all(this.#dropped).then(() => {});
+  }
+
+  /** Has the carrier open WIO lanes of this session, and answers the lane for its orders. */
+  async #carry(carrier: Carrier, request: LinkRequest, window: number): Promise<DescriptorBundle> {
+    const { shard, member } = request;
+    const lifetimeMs = Math.min(TICKET_LIFETIME_MS, Math.ceil(this.deadlineMs));
+    const { payload } = await this.client.request('ticket', { shard, lifetimeMs }, 'ticketIssued');
+    const carried = await carrier.carry({
+      daemon: formatStreamAddress(this.address),
+      shard,
+      sessionId: this.welcome.sessionId,
+      ticket: payload.ticket,
+      domain: member,
+      window,
+      streams: this.options.wioStreams,
+      checksums: this.options.checksums,
+    });
+    this.#carried.push(carried);
+    // Closed meanwhile: nobody else would drop it.
+    if (this.ended) await this.close();
+    return carried.order;
+  }
+
+  #ownMemory(slots: number, pieceBytes: number): PlaceMemory {
+    // Places lie as slots do.
+    const strideBytes = slotBytesOf(pieceBytes);
+    const places = Math.min(slots, Math.max(2, Math.floor(this.options.placeBytes / strideBytes)));
+    return { memory: new ArrayBuffer(places * strideBytes), strideBytes, places };
   }
 
   #end(reason: string): void {
@@ -117,13 +156,14 @@ export class StreamConnection implements DaemonConnection {
   }
 }
 
-async function openLane(address: StreamAddress, hello: Uint8Array, deadlineMs: number): Promise<DescriptorBundle> {
-  try {
-    return await native.connectLane(address.hostOrPath, address.port, hello, deadlineMs);
-  } catch (thrown) {
-    const error = nativeError(thrown);
-    // A daemon that said no has its own reason; anything else is that there is no daemon to be reached.
-    if (error.status === Status.badVersion || error.status === Status.draining) throw error;
-    throw localError('KVSS_UNREACHABLE', messageOf(thrown), thrown);
+/** The descriptors of all bundles in one, or the first error, and then none of them stays open. */
+async function allOrNone(opening: Promise<DescriptorBundle>[]): Promise<DescriptorBundle> {
+  const outcomes = await Promise.allSettled(opening);
+  const bundles = outcomes.flatMap((outcome) => (outcome.status === 'fulfilled' ? [outcome.value] : []));
+  const failed = outcomes.find((outcome) => outcome.status === 'rejected');
+  if (failed) {
+    for (const bundle of bundles) bundle.close();
+    throw nativeError(failed.reason);
   }
+  return native.joinBundles(...bundles);
 }

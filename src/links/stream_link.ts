@@ -1,11 +1,11 @@
 import { type DescriptorBundle, type NativeStreamLane, native } from '../binding/native.js';
-import { slotBytesOf } from '../proto/slots.js';
+import { localError } from '../common/errors.js';
 import { CompletionReader, DescriptorWriter } from './descriptor_writer.js';
-import type { CompletionHandler, OperationBatch, ShardLink } from './link.js';
+import type { CompletionHandler, OperationBatch, PlaceMemory, ShardLink } from './link.js';
 
 /** Lanes of one session on one shard, opened. */
 export interface StreamLanes {
-  /** HIO, then evict lanes, then refill lanes. */
+  /** HIO, then evict lanes, then refill lanes; or HIO and the order lane of a carrier, and no other lanes. */
   streams: DescriptorBundle;
   evictLanes: number;
   refillLanes: number;
@@ -14,8 +14,8 @@ export interface StreamLanes {
 }
 
 /**
- * A shard that is reached over streams. Pieces are written into and read from memory of this process that is registered
- * with the lane's thread: as many places as fit the given budget, handed out by the stripe.
+ * A shard that is reached over streams. Pieces are sent from and received into memory of this process that is registered
+ * with the lane's thread, or another process carries them: then there are places, but no memory here.
  */
 export class StreamLink implements ShardLink {
   readonly inPlace = false;
@@ -26,11 +26,8 @@ export class StreamLink implements ShardLink {
   readonly #writer: DescriptorWriter;
   readonly #completions: CompletionReader;
   readonly #places: Float64Array;
-  readonly #memory: ArrayBuffer;
   readonly #region: number;
   readonly #queue: number;
-  /** Places lie as slots do. */
-  readonly #stride: number;
   #broken = false;
 
   constructor(
@@ -38,7 +35,7 @@ export class StreamLink implements ShardLink {
     private readonly grantId: number,
     readonly slots: number,
     readonly pieceBytes: number,
-    readonly places: number,
+    private readonly memory: PlaceMemory | { places: number },
   ) {
     this.#lane = new native.StreamLane(
       lanes.streams,
@@ -52,13 +49,21 @@ export class StreamLink implements ShardLink {
     this.#writer = new DescriptorWriter(this.#lane.descriptors);
     this.#completions = new CompletionReader(this.#lane.completions);
     this.#places = new Float64Array(this.#lane.places);
-    this.#stride = slotBytesOf(pieceBytes);
-    this.#memory = new ArrayBuffer(places * this.#stride);
-    this.#region = this.#lane.registerMemory(this.#memory);
+    this.#region = 'memory' in memory ? this.#lane.registerMemory(memory.memory) : 0;
+  }
+
+  get places(): number {
+    return this.memory.places;
   }
 
   piece(place: number): Uint8Array {
-    return new Uint8Array(this.#memory, place * this.#stride, this.pieceBytes);
+    if (!('memory' in this.memory))
+      throw localError('KVSS_BAD_INPUT', 'the memory of a carrier is not in this process');
+    return new Uint8Array(this.memory.memory, place * this.memory.strideBytes, this.pieceBytes);
+  }
+
+  payloadBytes(): number {
+    return this.#lane.payloadBytes();
   }
 
   intact(): boolean {
@@ -68,10 +73,12 @@ export class StreamLink implements ShardLink {
 
   submit(batch: OperationBatch, from: number): number {
     const count = Math.min(batch.length - from, this.#queue);
+    // A carrier is told the place itself, the lane's thread its offset.
+    const stride = 'memory' in this.memory ? this.memory.strideBytes : 1;
     for (let index = 0; index < count; index += 1) {
       this.#writer.put(index, batch, from + index, this.grantId, this.pieceBytes);
       this.#places[2 * index] = this.#region;
-      this.#places[2 * index + 1] = (batch.places[from + index] as number) * this.#stride;
+      this.#places[2 * index + 1] = (batch.places[from + index] as number) * stride;
     }
     return this.#lane.submit(count);
   }

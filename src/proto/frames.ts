@@ -13,6 +13,7 @@ import {
   MAX_RING_ENTRIES,
   MAX_SHARDS,
   MAX_SLOTS_PER_GRANT,
+  MAX_WIO_STREAMS,
   MIN_RING_ENTRIES,
   PROTOCOL_VERSION,
   Status,
@@ -90,6 +91,15 @@ const ticket = z.custom<Uint8Array>(
   'a ticket has 32 bytes',
 );
 
+/** Columns on an emulated wafer: 64 bits of place and 64 bits of key each. */
+const packedColumns = z.custom<Uint8Array>(
+  (value) => value instanceof Uint8Array && value.length % 16 === 0,
+  'columns have 16 bytes each',
+);
+
+/** Shards that one stripe may have: those of a few boxes. */
+const MAX_STRIPE_SHARDS = 1024;
+
 const shardState = z.object({
   index: shard,
   /** I/O domain of the box that the shard serves. */
@@ -140,6 +150,40 @@ export const Payload = {
     sessions: count(65536),
     uptimeSeconds: z.number(),
   }),
+  carrierHello: z.object({
+    client: z.string().max(256),
+    /** Shared secret of a listener that wants one. */
+    token: z.string().max(1024).optional(),
+  }),
+  carrierWelcome: z.object({
+    carrier: z.string().max(256),
+    sessionId: count(Number.MAX_SAFE_INTEGER),
+    /** Columns that its memory holds. */
+    places: positive(MAX_SLOTS_PER_GRANT),
+    /** Bytes of the piece of each domain, in the order of the shards of a stripe. */
+    pieceBytes: z.array(positive(MAX_PIECE_BYTES)).min(1).max(MAX_STRIPE_SHARDS),
+  }),
+  carry: z.object({
+    /** Where the daemon takes streams, as the carrier reaches it. */
+    daemon: z.string().max(1024),
+    shard,
+    sessionId: count(Number.MAX_SAFE_INTEGER),
+    ticket,
+    /** Position of the shard in its stripe, which says whose memory and how large a piece. */
+    domain: count(MAX_STRIPE_SHARDS - 1),
+    window: positive(MAX_RING_ENTRIES),
+    /** WIO lanes of each direction. */
+    streams: positive(MAX_WIO_STREAMS),
+    checksums: z.boolean(),
+  }),
+  /** `link` names what is carried, and is the shard of the order lane's hello. */
+  carrying: z.object({ link: count(2 ** 32 - 1), ticket }),
+  drop: z.object({ link: count(2 ** 32 - 1) }),
+  dropped: z.object({}),
+  compute: z.object({ phase: z.enum(['prefill', 'decode']), columns: packedColumns }),
+  computed: z.object({}),
+  check: z.object({ columns: packedColumns }),
+  checked: z.object({ bytes, lines: bytes, mismatches: bytes }),
   error: z.object({ status: count(65535), message: z.string().max(4096) }),
   draining: z.object({}),
 } as const;

@@ -69,6 +69,26 @@ export const FrameType = {
   ticket: 13,
   /** Answer to ticket. */
   ticketIssued: 14,
+  /** Driver to carrier, first frame of a connection: who speaks. */
+  carrierHello: 15,
+  /** Answer to carrierHello: the memory of the carrier. */
+  carrierWelcome: 16,
+  /** Ask a carrier to carry the payload of a session on one shard. */
+  carry: 17,
+  /** Answer to carry: the ticket that opens the order lane. */
+  carrying: 18,
+  /** Ask a carrier to close its lanes of a session on one shard. */
+  drop: 19,
+  /** Answer to drop: nothing of it touches the memory of the carrier any more. */
+  dropped: 20,
+  /** Emulated wafers only: fill places with the state of columns. */
+  compute: 21,
+  /** Answer to compute. */
+  computed: 22,
+  /** Emulated wafers only: look whether places hold the state of columns. */
+  check: 23,
+  /** Answer to check. */
+  checked: 24,
   /** A request was refused (it echoes the requestId), or, with requestId 0, the session is over. */
   error: 64,
   /** The daemon is shutting down. Finish what is in flight; send nothing new. */
@@ -93,6 +113,8 @@ export const LaneKind = {
   wioEvict: 3,
   /** Payload of refills from the shard. */
   wioRefill: 4,
+  /** From a driver to a carrier: orders, and their acknowledgements back. */
+  order: 5,
 } as const;
 export type LaneKind = (typeof LaneKind)[keyof typeof LaneKind];
 export type LaneKindName = keyof typeof LaneKind;
@@ -111,6 +133,10 @@ export const StreamType = {
   completions: 2,
   /** One piece, on WIO lanes. requestId is the sequence of the operation in its queue. */
   payload: 3,
+  /** TransferOrders, on order lanes to the carrier. */
+  orders: 4,
+  /** TransferAcks, on order lanes from the carrier. */
+  acks: 5,
 } as const;
 export type StreamType = (typeof StreamType)[keyof typeof StreamType];
 export type StreamTypeName = keyof typeof StreamType;
@@ -215,6 +241,12 @@ export const slotStateName = (value: number): SlotStateName | undefined =>
 export const DescriptorFlag = {
   /** Delete only: overwrite the slot with zeros before the delete completes. */
   scrub: 1,
+} as const;
+
+/** Bits of TransferOrder.flags. Unknown bits end the order lane. */
+export const OrderFlag = {
+  /** The operation has ended without its bytes: let go of the memory. Acknowledged like the transfer itself, once. */
+  withdraw: 1,
 } as const;
 
 /** Layout of FrameHeader: byte offsets. Precedes every control frame. On a Unix socket one packet is one frame. The layout never changes. */
@@ -680,6 +712,131 @@ export function decodeStreamHeader(view: DataView, at: number): StreamHeader {
     checksum: view.getUint32(at + 12, true),
     requestId: view.getBigUint64(at + 16, true),
     generation: view.getBigUint64(at + 24, true),
+  };
+}
+
+/** Layout of TransferOrder: byte offsets. What a carrier is to send or to receive for one operation. */
+export const TransferOrderLayout = {
+  bytes: 32,
+  align: 8,
+  offset: {
+    /** u16: Opcode of the operation: evict or refill */
+    opcode: 0,
+    /** u16: OrderFlag */
+    flags: 2,
+    /** u32: length of the piece */
+    pieceBytes: 4,
+    /** u64: position of the operation in its queue */
+    sequence: 8,
+    /** u64: generation of the slot */
+    generation: 16,
+    /** u32: where in the memory of the carrier the piece lies or goes */
+    place: 24,
+    /** u32: zero */
+    reserved: 28,
+  },
+  type: {
+    opcode: 'u16',
+    flags: 'u16',
+    pieceBytes: 'u32',
+    sequence: 'u64',
+    generation: 'u64',
+    place: 'u32',
+    reserved: 'u32',
+  },
+} as const;
+
+/** What a carrier is to send or to receive for one operation. */
+export interface TransferOrder {
+  /** Opcode of the operation: evict or refill */
+  opcode: number;
+  /** OrderFlag */
+  flags: number;
+  /** length of the piece */
+  pieceBytes: number;
+  /** position of the operation in its queue */
+  sequence: bigint;
+  /** generation of the slot */
+  generation: bigint;
+  /** where in the memory of the carrier the piece lies or goes */
+  place: number;
+  /** zero */
+  reserved: number;
+}
+
+/** Writes a TransferOrder at `at`; the view must have 32 bytes left. */
+export function encodeTransferOrder(view: DataView, at: number, value: TransferOrder): void {
+  view.setUint16(at + 0, value.opcode, true);
+  view.setUint16(at + 2, value.flags, true);
+  view.setUint32(at + 4, value.pieceBytes, true);
+  view.setBigUint64(at + 8, value.sequence, true);
+  view.setBigUint64(at + 16, value.generation, true);
+  view.setUint32(at + 24, value.place, true);
+  view.setUint32(at + 28, value.reserved, true);
+}
+
+/** Reads the TransferOrder at `at`. Says nothing about whether its values make sense. */
+export function decodeTransferOrder(view: DataView, at: number): TransferOrder {
+  return {
+    opcode: view.getUint16(at + 0, true),
+    flags: view.getUint16(at + 2, true),
+    pieceBytes: view.getUint32(at + 4, true),
+    sequence: view.getBigUint64(at + 8, true),
+    generation: view.getBigUint64(at + 16, true),
+    place: view.getUint32(at + 24, true),
+    reserved: view.getUint32(at + 28, true),
+  };
+}
+
+/** Layout of TransferAck: byte offsets. A carrier has sent or received the piece of an operation, and touches its memory no more. */
+export const TransferAckLayout = {
+  bytes: 16,
+  align: 8,
+  offset: {
+    /** u16: Opcode of the operation */
+    opcode: 0,
+    /** u16: Status: ok, transferFailed where the bytes are not those that their checksum names, or cancelled where the order was withdrawn */
+    status: 2,
+    /** u32: zero */
+    reserved: 4,
+    /** u64: sequence of the operation */
+    sequence: 8,
+  },
+  type: {
+    opcode: 'u16',
+    status: 'u16',
+    reserved: 'u32',
+    sequence: 'u64',
+  },
+} as const;
+
+/** A carrier has sent or received the piece of an operation, and touches its memory no more. */
+export interface TransferAck {
+  /** Opcode of the operation */
+  opcode: number;
+  /** Status: ok, transferFailed where the bytes are not those that their checksum names, or cancelled where the order was withdrawn */
+  status: number;
+  /** zero */
+  reserved: number;
+  /** sequence of the operation */
+  sequence: bigint;
+}
+
+/** Writes a TransferAck at `at`; the view must have 16 bytes left. */
+export function encodeTransferAck(view: DataView, at: number, value: TransferAck): void {
+  view.setUint16(at + 0, value.opcode, true);
+  view.setUint16(at + 2, value.status, true);
+  view.setUint32(at + 4, value.reserved, true);
+  view.setBigUint64(at + 8, value.sequence, true);
+}
+
+/** Reads the TransferAck at `at`. Says nothing about whether its values make sense. */
+export function decodeTransferAck(view: DataView, at: number): TransferAck {
+  return {
+    opcode: view.getUint16(at + 0, true),
+    status: view.getUint16(at + 2, true),
+    reserved: view.getUint32(at + 4, true),
+    sequence: view.getBigUint64(at + 8, true),
   };
 }
 

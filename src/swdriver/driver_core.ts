@@ -5,6 +5,7 @@ import { type DriverStats, noStats } from './driver_stats.js';
 import type { EvictionPolicy } from './eviction_policy.js';
 import { Hit, type HitHost } from './hit.js';
 import { NONE, type Node, PrefixMap } from './prefix_map.js';
+import { checkEnds, type PieceSink, type PieceSource } from './runtime.js';
 import { Stripe, type StripeSettings } from './stripe.js';
 
 export interface DriverCoreSettings {
@@ -12,6 +13,8 @@ export interface DriverCoreSettings {
   readonly policy: EvictionPolicy;
   readonly deadlineMs: number;
   readonly pinDeadlineMs: number;
+  /** Places in the memory of the runtime or its carrier; 0 where it has none. */
+  readonly places: number;
   readonly stripes: readonly StripeSettings[];
   readonly hashBits?: number;
 }
@@ -47,6 +50,15 @@ export class DriverCore implements HitHost {
 
   get map(): PrefixMap {
     return this.#map;
+  }
+
+  /** Throws KVSS_BAD_INPUT where a source or a sink does not fit the memory that the runtime has told us of. */
+  checkEnds(ends: PieceSource | PieceSink): void {
+    checkEnds(
+      ends,
+      this.settings.places,
+      this.stripes.some((stripe) => stripe.placedByRuntime),
+    );
   }
 
   /** The longest stored prefix of `tokens` in a namespace, pinned. */

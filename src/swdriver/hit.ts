@@ -2,7 +2,7 @@ import type { Clock } from '../common/clock.js';
 import { Opcode, Status } from '../proto/generated.js';
 import type { DriverStats } from './driver_stats.js';
 import type { Node, PrefixMap } from './prefix_map.js';
-import { type ColumnRef, checkLength, type PieceSink } from './runtime.js';
+import { type ColumnRef, checkLength, checkPlace, type PieceSink } from './runtime.js';
 import type { Stripe } from './stripe.js';
 
 /** A part of a prefix that has been fetched: columns from `from`, below `end`, with their places. */
@@ -18,12 +18,37 @@ interface Part {
 
 const NOTHING: Promise<Part> = Promise.resolve({ from: 0, end: 0, usable: 0, places: [], complete: false });
 
+/** Counts what of one refill may still touch the runtime's memory. */
+class Transfers {
+  #open = 0;
+  #settle: (() => void) | undefined;
+
+  /** One more; the answer is to be called when it touches nothing any more. */
+  begin(): () => void {
+    this.#open += 1;
+    return () => {
+      this.#open -= 1;
+      if (this.#open === 0) this.#settle?.();
+    };
+  }
+
+  /** Resolves when all have ended. Nothing begins afterwards. */
+  get quiet(): Promise<void> {
+    if (this.#open === 0) return Promise.resolve();
+    return new Promise((resolve) => {
+      this.#settle = resolve;
+    });
+  }
+}
+
 /** What a hit needs of its driver. */
 export interface HitHost {
   readonly map: PrefixMap;
   readonly clock: Clock;
   readonly stats: DriverStats;
-  readonly settings: { readonly deadlineMs: number };
+  readonly settings: { readonly deadlineMs: number; readonly places: number };
+  /** Throws KVSS_BAD_INPUT where a sink does not fit the memory of the runtime. */
+  checkEnds(sink: PieceSink): void;
   /** Takes a column and what continues it out of the map. */
   remove(node: Node): number;
   /** The hit has been released. */
@@ -36,6 +61,11 @@ export interface RefillResult {
   columns: number;
   /** Tokens of those columns: where the runtime has to go on computing. */
   tokens: number;
+  /**
+   * Resolves when nothing of this refill touches the runtime's memory any more. That is now, except where a sink with
+   * `place` has got fewer columns than the hit has: what came late may still be coming.
+   */
+  quiet: Promise<void>;
 }
 
 /**
@@ -88,6 +118,7 @@ export class Hit implements Disposable {
    */
   async refill(sink: PieceSink, options: { deadlineMs?: number } = {}): Promise<RefillResult> {
     const { core } = this;
+    core.checkEnds(sink);
     // The pin stays until the reading ends, also where the caller releases meanwhile.
     this.#refills += 1;
     try {
@@ -96,14 +127,17 @@ export class Hit implements Disposable {
       // Of all parts together. The sink's own time does not count.
       let left = deadlineMs;
       // While the runtime reads one part of the prefix the next one is on its way.
-      let next = this.#fetch(0, left);
+      const transfers = new Transfers();
+      let next = this.#fetch(0, left, sink, transfers);
       try {
         for (let more = true; more; ) {
           const asked = core.clock.now();
           const part = await next;
           left -= core.clock.now() - asked;
           more = part.complete && part.end < this.columns && left > 0;
-          next = more ? this.#fetch(part.end, left) : NOTHING;
+          next = more ? this.#fetch(part.end, left, sink, transfers) : NOTHING;
+          // Awaited after the delivery; until then a sink that threw must not look like nobody cared.
+          next.catch(() => {});
           done += await this.#deliverAll(sink, part);
           more &&= done === part.end;
         }
@@ -113,7 +147,7 @@ export class Hit implements Disposable {
       }
       core.stats.columnsRefilled += done;
       core.stats.refillMisses += this.columns - done;
-      return { columns: done, tokens: done * core.map.columnTokens };
+      return { columns: done, tokens: done * core.map.columnTokens, quiet: transfers.quiet };
     } finally {
       this.#refills -= 1;
       if (!this.#held && this.#refills === 0) this.#unpin();
@@ -164,18 +198,19 @@ export class Hit implements Disposable {
    * Asks the shards for a part of the prefix, as much as there are places for. Only whole columns from the first without
    * a gap count.
    */
-  async #fetch(from: number, deadlineMs: number): Promise<Part> {
+  async #fetch(from: number, deadlineMs: number, sink: PieceSink, transfers: Transfers): Promise<Part> {
     const { map } = this.core;
     if (!this.#held || from >= this.columns) return { from, end: from, usable: from, places: [], complete: false };
-    const wanted = this.#claimPlaces(from);
+    const wanted = this.#claimPlaces(from, sink);
     if (wanted.places.length === 0) {
       // Another part, of this hit or another, has all the places: wait for one.
       const stripe = this.stripeOf[from] as Stripe;
-      if (!this.#current(from) || !stripe.usable) return { ...wanted, usable: from, complete: false };
+      if (!this.#current(from) || !stripe.usable || stripe.placedByRuntime)
+        return { ...wanted, usable: from, complete: false };
       const started = this.core.clock.now();
       await stripe.placeFreed(deadlineMs);
       const left = deadlineMs - (this.core.clock.now() - started);
-      return left > 0 ? this.#fetch(from, left) : { ...wanted, usable: from, complete: false };
+      return left > 0 ? this.#fetch(from, left, sink, transfers) : { ...wanted, usable: from, complete: false };
     }
     const outcomes = new Uint16Array(wanted.places.length).fill(Status.cancelled);
     await Promise.all(
@@ -193,12 +228,13 @@ export class Hit implements Disposable {
           generations: Float64Array.from(columns, (column) => map.generation(this.path[column] as Node)),
           tenantTag: this.tenantTag,
           deadlineMs,
+          ...(stripe.placedByRuntime ? { onQuiet: transfers.begin() } : {}),
         });
         for (const [item, column] of columns.entries()) outcomes[column - from] = outcome[item] as number;
       }),
     );
     const firstMiss = outcomes.findIndex((status) => status !== Status.ok);
-    if (firstMiss < 0) return { ...wanted, usable: wanted.end, complete: true };
+    if (firstMiss < 0) return { ...wanted, usable: wanted.end, complete: !wanted.full };
     const status = outcomes[firstMiss] as Status;
     const column = from + firstMiss;
     // The shard has not got what the map promised: the map is wrong there, so it forgets.
@@ -207,18 +243,28 @@ export class Hit implements Disposable {
     return { ...wanted, usable: column, complete: false };
   }
 
-  /** Places for columns from `from` on. Half of them at most, so that the part before can still be read. */
-  #claimPlaces(from: number): { from: number; end: number; places: number[] } {
+  /**
+   * Places for columns from `from` on. Half of them at most, so that the part before can still be read. `full`: the
+   * runtime has no more of its own.
+   */
+  #claimPlaces(from: number, sink: PieceSink): { from: number; end: number; places: number[]; full: boolean } {
     const places: number[] = [];
     let end = from;
+    let full = false;
     for (; end < this.columns && this.#current(end); end += 1) {
       const stripe = this.stripeOf[end] as Stripe;
       if (places.length > 0 && places.length >= stripe.placeCount / 2) break;
-      const place = stripe.takePlace(this.core.map.slot(this.path[end] as Node));
-      if (place === undefined) break;
+      const byRuntime = stripe.placedByRuntime && 'place' in sink;
+      const place = byRuntime
+        ? this.#askPlace(sink, end)
+        : stripe.takePlace(this.core.map.slot(this.path[end] as Node));
+      if (place === undefined) {
+        full = byRuntime;
+        break;
+      }
       places.push(place);
     }
-    return { from, end, places };
+    return { from, end, places, full };
   }
 
   /** Hands the usable columns of a part to the sink, gives their places back, and answers how many count. */
@@ -227,7 +273,7 @@ export class Hit implements Disposable {
     try {
       while (column < part.usable && this.#held && this.#current(column)) {
         const finished = this.#deliver(sink, column, part.places[column - part.from] as number);
-        if (finished !== undefined) await finished;
+        if (!(typeof finished === 'boolean' ? finished : await finished)) break;
         // While the sink worked the shard may have taken its memory away, or the pin may have run out: then the sink
         // may have read anything.
         if (!this.#held || !this.#current(column) || !this.#intact()) break;
@@ -246,16 +292,38 @@ export class Hit implements Disposable {
     }
   }
 
-  #deliver(sink: PieceSink, column: number, place: number): void | Promise<void> {
-    const { map } = this.core;
-    const node = this.path[column] as Node;
-    const ref: ColumnRef = { index: column, tenantTag: this.tenantTag, generation: map.generation(node) };
-    const pieces = (this.stripeOf[column] as Stripe).pieces(place);
-    if ('read' in sink) return sink.read(ref, pieces);
+  #refOf(column: number): ColumnRef {
+    const generation = this.core.map.generation(this.path[column] as Node);
+    return { index: column, tenantTag: this.tenantTag, generation };
+  }
+
+  #askPlace(sink: { place(column: ColumnRef): number | undefined }, column: number): number | undefined {
+    const place = sink.place(this.#refOf(column));
+    return place === undefined ? undefined : checkPlace(place, this.core.settings.places);
+  }
+
+  /** Hands one column to the sink. Answers false where the sink has no room for it. */
+  #deliver(sink: PieceSink, column: number, place: number): boolean | Promise<boolean> {
+    const stripe = this.stripeOf[column] as Stripe;
+    // It is there already.
+    if (stripe.placedByRuntime) return true;
+    const ref = this.#refOf(column);
+    const pieces = stripe.pieces(place);
+    if ('read' in sink) {
+      const read = sink.read(ref, pieces);
+      return read === undefined ? true : read.then(() => true);
+    }
+    if ('place' in sink) {
+      const target = this.#askPlace(sink, column);
+      if (target === undefined) return false;
+      for (const [shard, bytes] of stripe.runtimePieces(target).entries()) bytes.set(pieces[shard] as Uint8Array);
+      return true;
+    }
     for (const [shard, piece] of pieces.entries()) {
       const target = sink.locate(ref, shard);
       checkLength(target, piece, shard);
       target.set(piece);
     }
+    return true;
   }
 }

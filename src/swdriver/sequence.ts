@@ -3,7 +3,7 @@ import { Opcode, Status } from '../proto/generated.js';
 import type { DriverCore } from './driver_core.js';
 import type { Hit } from './hit.js';
 import { NONE, type Node } from './prefix_map.js';
-import { type ColumnRef, checkLength, type PieceSource } from './runtime.js';
+import { type ColumnRef, checkLength, checkPlace, type PieceSource } from './runtime.js';
 import { Stripe } from './stripe.js';
 
 /** How an evict ended. */
@@ -103,6 +103,7 @@ export class Sequence {
    */
   evict(source: PieceSource, options: { deadlineMs?: number } = {}): Promise<EvictResult> {
     this.#checkOpen();
+    this.core.checkEnds(source);
     this.#evicting += 1;
     const deadlineMs = options.deadlineMs ?? this.core.settings.deadlineMs;
     const result = this.#work
@@ -188,7 +189,7 @@ export class Sequence {
           this.#setTip(existing, cursor + 1);
           continue;
         }
-        const claim = this.#claim(tokens, cursor);
+        const claim = this.#claim(source, tokens, cursor);
         if (!claim) break;
         if (claim instanceof Stripe) {
           full = claim;
@@ -217,9 +218,10 @@ export class Sequence {
 
   /**
    * Finds room for the column that continues the tip and enters it in the map, invisible as yet. Answers with the stripe
-   * where all places for bytes on their way are taken.
+   * where all places for bytes on their way are taken, with nothing where there is no room or the runtime has the column
+   * no more.
    */
-  #claim(tokens: Uint32Array, column: number): Claim | Stripe | undefined {
+  #claim(source: PieceSource, tokens: Uint32Array, column: number): Claim | Stripe | undefined {
     const { core } = this;
     const { map } = core;
     // The tip may be a leaf, and must not be what makes the room.
@@ -228,16 +230,34 @@ export class Sequence {
     map.unpin(this.#tip, this.#tipSerial);
     if (!room) return undefined;
     const { stripe, slot } = room;
-    const place = stripe.takePlace(slot);
+    const generation = core.nextGeneration();
+    const ref: ColumnRef = { index: column, tenantTag: this.tenantTag, generation };
+    const byRuntime = stripe.placedByRuntime && 'place' in source;
+    const place = byRuntime ? this.#askPlace(source, ref, stripe, slot) : stripe.takePlace(slot);
     if (place === undefined) {
       stripe.letGo(slot, stripe.epoch);
       stripe.giveSlot(slot);
-      return stripe;
+      return byRuntime ? undefined : stripe;
     }
-    const generation = core.nextGeneration();
     const node = map.insert(this.#tip, tokens, column * map.columnTokens, stripe.index, slot, generation);
-    const ref: ColumnRef = { index: column, tenantTag: this.tenantTag, generation };
     return { stripe, epoch: stripe.epoch, slot, place, node, serial: map.serial(node), ref };
+  }
+
+  /** Asks the runtime where a column lies. */
+  #askPlace(
+    source: { place(column: ColumnRef): number | undefined },
+    ref: ColumnRef,
+    stripe: Stripe,
+    slot: number,
+  ): number | undefined {
+    try {
+      const place = source.place(ref);
+      return place === undefined ? undefined : checkPlace(place, this.core.settings.places);
+    } catch (thrown) {
+      stripe.letGo(slot, stripe.epoch);
+      stripe.giveSlot(slot);
+      throw thrown;
+    }
   }
 
   /** Whether the claimed place is still this column's: a shard that dies takes it away. */
@@ -251,8 +271,9 @@ export class Sequence {
     if (this.#holds(claim)) {
       this.core.remove(claim.node);
     } else if (stripe.epoch === epoch) {
-      // Removed while it was being written, perhaps because its tenant was forgotten: nothing of it may stay.
-      for (const piece of stripe.pieces(claim.place)) piece.fill(0);
+      // Removed while it was being written, perhaps because its tenant was forgotten: nothing of it may stay. What lies
+      // in the runtime's memory is the runtime's.
+      if (!stripe.placedByRuntime) for (const piece of stripe.pieces(claim.place)) piece.fill(0);
     }
     stripe.letGo(slot, epoch);
     stripe.givePlace(claim.place, epoch);
@@ -260,8 +281,17 @@ export class Sequence {
 
   /** Answers whether the runtime had the column. */
   #write(source: PieceSource, claim: Claim): boolean | Promise<boolean> {
+    // It lies where it is sent from.
+    if (claim.stripe.placedByRuntime) return true;
     const pieces = claim.stripe.pieces(claim.place);
     if ('write' in source) return source.write(claim.ref, pieces);
+    if ('place' in source) {
+      const place = source.place(claim.ref);
+      if (place === undefined) return false;
+      const bytes = claim.stripe.runtimePieces(checkPlace(place, this.core.settings.places));
+      for (const [shard, piece] of pieces.entries()) piece.set(bytes[shard] as Uint8Array);
+      return true;
+    }
     for (const [shard, piece] of pieces.entries()) {
       const bytes = source.locate(claim.ref, shard);
       if (!bytes) return false;

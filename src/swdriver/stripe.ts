@@ -1,6 +1,6 @@
 import type { Clock } from '../common/clock.js';
 import { KvssError, localError } from '../common/errors.js';
-import type { Connector, DaemonConnection, OperationBatch, ShardLink } from '../links/link.js';
+import type { Connector, DaemonConnection, OperationBatch, PlaceMemory, ShardLink } from '../links/link.js';
 import { MAX_SLOTS_PER_GRANT, Opcode, Status } from '../proto/generated.js';
 import { NumberPool } from './number_pool.js';
 
@@ -17,6 +17,10 @@ export interface StripeSettings {
   readonly capacityColumns: number;
   readonly ringEntries: number;
   readonly connectDeadlineMs: number;
+  /** Who says where the bytes of a column are outside the store: the stripe, or the runtime with memory of its own. */
+  readonly placedBy: 'stripe' | 'runtime';
+  /** The runtime's memory for each member, where it is in this process. */
+  readonly regions?: readonly PlaceMemory[];
   /** Silence that ends a stream which owes an answer; it begins when a call has run out of its time. */
   readonly silenceMs: number;
 }
@@ -31,6 +35,8 @@ interface RunningBatch extends OperationBatch {
   /** Operations of all items on all shards that have not finished. */
   open: number;
   settle: ((outcome: BatchOutcome) => void) | undefined;
+  /** To be told that nothing touches the places of the batch any more. */
+  readonly onQuiet: (() => void) | undefined;
   cancelDeadline: (() => void) | undefined;
 }
 
@@ -75,6 +81,9 @@ export class Stripe {
   /** Where bytes are on this side while they travel; unused where slots are in place. */
   #places = new NumberPool(0);
   #inPlace = true;
+  #handsOutPlaces = false;
+  /** Of links that have ended. */
+  #payloadBytesBefore = 0;
   /** Those that wait for a place. */
   #waiters: (() => void)[] = [];
   /** Something did not finish in time: nothing new is tried until something finishes. */
@@ -131,7 +140,7 @@ export class Stripe {
       }
       this.#adopt(connections, links);
     } catch (thrown) {
-      for (const connection of connections) connection.close();
+      await Promise.all(connections.map((connection) => connection.close()));
       throw thrown;
     }
     this.events.up(this);
@@ -180,6 +189,11 @@ export class Stripe {
     if (this.#links.length > 0) this.#slots.give(slot);
   }
 
+  /** Whether the runtime says where bytes lie: it has memory for bytes that travel. */
+  get placedByRuntime(): boolean {
+    return !this.#inPlace && this.settings.placedBy === 'runtime';
+  }
+
   /** Memory for the bytes of a slot on this side: the slot itself, or a place for bytes that travel. */
   takePlace(slot: number): number | undefined {
     return this.#inPlace ? slot : this.#places.take();
@@ -187,19 +201,19 @@ export class Stripe {
 
   /** Gives a place back; it is used again when nothing in flight touches it. */
   givePlace(place: number, epoch: number): void {
-    if (this.#inPlace || epoch !== this.#epoch) return;
+    if (!this.#handsOutPlaces || epoch !== this.#epoch) return;
     this.#places.give(place);
     this.#places.release(place);
   }
 
   /** Columns that may be on their way at once. */
   get placeCount(): number {
-    return this.#inPlace ? Number.POSITIVE_INFINITY : this.#places.size;
+    return this.#handsOutPlaces ? this.#places.size : Number.POSITIVE_INFINITY;
   }
 
   /** Resolves when a place may have become free, the stripe has gone down, or `deadlineMs` has passed. */
   placeFreed(deadlineMs: number): Promise<void> {
-    if (this.#inPlace || this.#places.free > 0 || this.#links.length === 0) return Promise.resolve();
+    if (!this.#handsOutPlaces || this.#places.free > 0 || this.#links.length === 0) return Promise.resolve();
     return new Promise((resolve) => {
       const cancel = this.clock.schedule(deadlineMs, resolve);
       this.#waiters.push(() => {
@@ -207,6 +221,20 @@ export class Stripe {
         resolve();
       });
     });
+  }
+
+  /** The runtime's own memory of a place on every shard, in order. */
+  runtimePieces(place: number): Uint8Array[] {
+    const { regions, pieceBytes } = this.settings;
+    if (!regions) throw localError('KVSS_BAD_INPUT', 'place: the memory of a carrier cannot be copied by the driver');
+    return regions.map(
+      ({ memory, strideBytes }, shard) => new Uint8Array(memory, place * strideBytes, pieceBytes[shard] as number),
+    );
+  }
+
+  /** Bytes of pieces that this process has sent and received for the stripe since it was up. */
+  get payloadBytes(): number {
+    return this.#links.reduce((sum, link) => sum + link.payloadBytes(), this.#payloadBytesBefore);
   }
 
   /** The memory of a place on every shard, in order. */
@@ -217,7 +245,8 @@ export class Stripe {
   /**
    * Sends one operation an item to every shard and resolves with how each item ended: when all have finished, at the
    * deadline (unfinished items count as `deadline`), or when the stripe goes down (`cancelled`). Never rejects. Slots
-   * of unfinished items stay out of the free list until the shards have finished with them.
+   * of unfinished items stay out of the free list until the shards have finished with them. `onQuiet` is called when
+   * nothing touches the places any more, which may be later.
    */
   run(request: {
     opcode: Opcode;
@@ -227,9 +256,13 @@ export class Stripe {
     generations: Float64Array;
     tenantTag: bigint;
     deadlineMs: number;
+    onQuiet?: () => void;
   }): Promise<BatchOutcome> {
     const { length } = request.slots;
-    if (!this.usable) return Promise.resolve(new Uint16Array(length).fill(Status.cancelled));
+    if (!this.usable) {
+      request.onQuiet?.();
+      return Promise.resolve(new Uint16Array(length).fill(Status.cancelled));
+    }
     const evict = request.opcode === Opcode.evict;
     const batch: RunningBatch = {
       ...request,
@@ -243,12 +276,13 @@ export class Stripe {
       outcome: new Uint16Array(length),
       open: length * this.shardCount,
       settle: undefined,
+      onQuiet: request.onQuiet,
       cancelDeadline: undefined,
     };
     this.#nextBatch = (this.#nextBatch % 0xffffffff) + 1;
     if (evict) this.#evictsIssued += length;
     for (const slot of request.slots) this.#slots.hold(slot);
-    if (!this.#inPlace) for (const place of request.places) this.#places.hold(place);
+    if (this.#handsOutPlaces) for (const place of request.places) this.#places.hold(place);
     this.#batches.set(batch.id, batch);
     for (const queues of this.#backlogs) (evict ? queues.evicts : queues.commands).push({ batch, next: 0 });
     return new Promise((resolve) => {
@@ -262,7 +296,7 @@ export class Stripe {
 
   async #openLinks(connections: readonly DaemonConnection[]): Promise<ShardLink[]> {
     const members = connections.flatMap((connection) => connection.shards.map((shard) => ({ connection, shard })));
-    const { pieceBytes, ringEntries } = this.settings;
+    const { pieceBytes, ringEntries, regions } = this.settings;
     if (members.length !== pieceBytes.length) {
       throw localError(
         'KVSS_BAD_INPUT',
@@ -276,7 +310,14 @@ export class Stripe {
     if (slots < 1) throw KvssError.ofStatus(Status.noMemory, 'the shards have no memory left for a single column');
     return Promise.all(
       members.map(({ connection, shard }, index) =>
-        connection.openLink({ shard: shard.index, slots, pieceBytes: pieceBytes[index] as number, ringEntries }),
+        connection.openLink({
+          shard: shard.index,
+          member: index,
+          slots,
+          pieceBytes: pieceBytes[index] as number,
+          ringEntries,
+          ...(regions ? { memory: regions[index] as PlaceMemory } : {}),
+        }),
       ),
     );
   }
@@ -290,9 +331,9 @@ export class Stripe {
     this.#retryMs = FIRST_RETRY_MS;
     this.#slots = new NumberPool(slots);
     this.#inPlace = links.every((link) => link.inPlace);
-    this.#places = new NumberPool(this.#inPlace ? 0 : Math.min(...links.map((link) => link.places)), () =>
-      this.#wake(),
-    );
+    this.#handsOutPlaces = !this.#inPlace && this.settings.placedBy === 'stripe';
+    const places = this.#handsOutPlaces ? Math.min(...links.map((link) => link.places)) : 0;
+    this.#places = new NumberPool(places, () => this.#wake());
     this.#suspect = false;
     this.#evictsIssued = 0;
     this.#backlogs = links.map(() => ({ evicts: [], commands: [] }));
@@ -307,13 +348,14 @@ export class Stripe {
 
   #fall(reason: string): void {
     if (this.#links.length === 0) return;
+    this.#payloadBytesBefore = this.payloadBytes;
     this.#links = [];
     this.#backlogs = [];
     this.#capacity = 0;
     this.#slots = new NumberPool(0);
     this.#places = new NumberPool(0);
     this.#epoch += 1;
-    for (const connection of this.#connections.splice(0)) connection.close();
+    const closed = Promise.all(this.#connections.splice(0).map((connection) => connection.close()));
     const lost = [...this.#batches.values()];
     this.#batches.clear();
     try {
@@ -322,7 +364,10 @@ export class Stripe {
       this.#wake();
     } finally {
       // Also where a listener throws: nobody may wait for ever.
-      for (const batch of lost) this.#settle(batch, Status.cancelled);
+      for (const batch of lost) {
+        this.#settle(batch, Status.cancelled);
+        if (batch.onQuiet) closed.then(batch.onQuiet);
+      }
       this.reopen();
     }
   }
@@ -361,11 +406,12 @@ export class Stripe {
     this.#suspect = false;
     if (batch.unfinished[item] === 0) {
       this.#slots.release(batch.slots[item] as number);
-      if (!this.#inPlace && batch.places.length > 0) this.#places.release(batch.places[item] as number);
+      if (this.#handsOutPlaces && batch.places.length > 0) this.#places.release(batch.places[item] as number);
     }
     if (batch.open > 0) return;
     this.#batches.delete(batchId);
     this.#settle(batch, Status.ok);
+    batch.onQuiet?.();
   };
 
   #wake(): void {

@@ -1,12 +1,15 @@
 import { EventEmitter } from 'node:events';
 import { type Clock, systemClock } from '../common/clock.js';
-import { localError } from '../common/errors.js';
+import { type KvssError, localError, messageOf } from '../common/errors.js';
+import type { Carrier } from '../links/carrier.js';
 import { connectorFor } from '../links/connect.js';
-import type { Connector } from '../links/link.js';
+import type { Connector, PlaceMemory } from '../links/link.js';
+import { parseStreamAddress } from '../links/stream_address.js';
 import { DriverCore } from './driver_core.js';
 import type { DriverStats } from './driver_stats.js';
 import { type EvictionPolicy, lru } from './eviction_policy.js';
 import { type Model, namespaceOf, pieceBytesOf } from './model.js';
+import type { ColumnMemory } from './runtime.js';
 import { Sequence } from './sequence.js';
 import { TenantTags } from './tenant_tags.js';
 
@@ -45,6 +48,16 @@ export interface SwDriverOptions {
   wioStreams?: number;
   /** Streams only: memory for pieces on their way, for each shard. 32 MiB if left out. */
   placeBytes?: number;
+  /**
+   * Memory of the runtime in this process, with places for columns. Streams send from it and receive into it; sources and
+   * sinks then name places.
+   */
+  memory?: ColumnMemory;
+  /**
+   * Streams only: another process that has the memory and moves the payload, such as an accelerator's host or `kvss wafer`.
+   * No byte of a column passes through this process; sources and sinks name places of the carrier.
+   */
+  carrier?: Carrier;
   /** Streams only: payload carries a CRC-32C both ways; damaged bytes are a miss. Off if left out: TCP has its own. */
   checksums?: boolean;
   /** Streams only: secret of the daemons' listeners. */
@@ -59,6 +72,10 @@ interface Events {
   up: [stripe: number];
   /** A stripe is gone, with all that it held. The driver goes on with the rest and keeps trying to get it back. */
   down: [stripe: number, reason: string];
+  /** No stripe is left, or none could be reached at a lazy start: everything is a miss until `available`. */
+  unavailable: [reason: string];
+  /** There is a stripe again, after `unavailable`. */
+  available: [];
 }
 
 /**
@@ -70,6 +87,10 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   readonly #model: Model;
   readonly #tags: TenantTags;
   #closed = false;
+  /** What the last of `available` and `unavailable` said; undefined while nobody can listen as yet. */
+  #toldUsable: boolean | undefined;
+  /** Why the last stripe went down, or could not be reached. */
+  #reason = '';
 
   private constructor(options: SwDriverOptions) {
     super();
@@ -85,6 +106,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
         policy: options.policy ?? lru,
         deadlineMs: options.deadlineMs ?? 1_000,
         pinDeadlineMs: options.pinDeadlineMs ?? 30_000,
+        places: options.memory?.places ?? options.carrier?.places ?? 0,
         stripes: stripes.map((daemons) => ({
           address: { daemons },
           pieceBytes,
@@ -92,6 +114,8 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
           ringEntries: options.ringEntries ?? 1024,
           connectDeadlineMs: options.connectDeadlineMs ?? 5_000,
           silenceMs: options.deadlineMs ?? 1_000,
+          placedBy: options.memory || options.carrier ? 'runtime' : 'stripe',
+          ...(options.memory ? { regions: regionsOf(options.memory) } : {}),
         })),
       },
       options.connector ??
@@ -99,13 +123,20 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
           wioStreams: options.wioStreams ?? 1,
           placeBytes: options.placeBytes ?? 2 ** 25,
           checksums: options.checksums ?? false,
+          ...(options.carrier ? { carrier: options.carrier } : {}),
           ...(options.token === undefined ? {} : { token: options.token }),
         }),
       options.clock ?? systemClock,
     );
     this.#core.onStripeChange = (stripe, up, reason) => {
-      if (up) this.emit('up', stripe.index);
-      else if (!this.#closed) this.emit('down', stripe.index, reason);
+      if (!up) this.#reason = reason;
+      try {
+        if (up) this.emit('up', stripe.index);
+        else if (!this.#closed) this.emit('down', stripe.index, reason);
+      } finally {
+        // Also where a listener throws: a driver that has said that it is unavailable must say when that is over.
+        this.#tellUsable();
+      }
     };
   }
 
@@ -125,6 +156,12 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     for (const [index, outcome] of opened.entries()) {
       if (outcome.status === 'rejected') driver.#core.stripes[index]?.reopen();
     }
+    if (failed) driver.#reason = messageOf(failed.reason);
+    // Whoever awaits the driver has got it by then, and listens.
+    setImmediate(() => {
+      driver.#toldUsable = true;
+      driver.#tellUsable();
+    });
     return driver;
   }
 
@@ -160,9 +197,22 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     return { ...this.#core.stats };
   }
 
+  /** Bytes of pieces that this process has sent to and received from shards; 0 over shared memory and with a carrier. */
+  get payloadBytes(): number {
+    return this.#core.stripes.reduce((sum, stripe) => sum + stripe.payloadBytes, 0);
+  }
+
   /** Columns that can be found now. */
   get columns(): number {
     return this.#core.map.stored;
+  }
+
+  /**
+   * Whether any stripe is up, so that whole columns can be held; agrees with the last of `available` and `unavailable`.
+   * A daemon that does not answer counts until it has been given up.
+   */
+  get usable(): boolean {
+    return this.capacityColumns > 0;
   }
 
   /** Columns that there is room for now; 0 while no stripe can be used. */
@@ -188,6 +238,14 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
+
+  #tellUsable(): void {
+    const { usable } = this;
+    if (this.#closed || this.#toldUsable === undefined || this.#toldUsable === usable) return;
+    this.#toldUsable = usable;
+    if (usable) this.emit('available');
+    else this.emit('unavailable', this.#reason);
+  }
 }
 
 function checkOptions(options: SwDriverOptions): void {
@@ -196,6 +254,14 @@ function checkOptions(options: SwDriverOptions): void {
     throw bad(`capacityColumns: ${options.capacityColumns} is no whole number`);
   }
   if (options.daemons.length === 0) throw bad('daemons: at least one is needed');
+  if (options.striping !== 'within' && options.connector === undefined) {
+    const streams = options.daemons.filter((daemon) => parseStreamAddress(daemon) !== undefined).length;
+    if (streams > 0 && streams < options.daemons.length) {
+      throw bad(
+        "daemons: a column cannot lie across shared memory and streams; use streams for all, or striping 'within'",
+      );
+    }
+  }
   if (options.model.bytesPerToken.length === 0) throw bad('model.bytesPerToken: at least one shard is needed');
   for (const key of ['id', 'revision', 'dtype', 'layout'] as const) {
     if (!options.model[key]) throw bad(`model.${key}: must not be empty`);
@@ -204,13 +270,39 @@ function checkOptions(options: SwDriverOptions): void {
   if (!Number.isInteger(columnTokens) || columnTokens < 1 || columnTokens > 65_536) {
     throw bad(`model.columnTokens: ${columnTokens} is outside 1..65536`);
   }
-  pieceBytesOf({ ...options.model, bytesPerToken }, columnTokens);
+  checkMemory(options, pieceBytesOf({ ...options.model, bytesPerToken }, columnTokens), bad);
   for (const key of ['capacityColumns', 'deadlineMs', 'pinDeadlineMs', 'connectDeadlineMs'] as const) {
     const value = options[key];
     if (value !== undefined && !(value > 0)) throw bad(`${key}: ${value} must be above 0`);
   }
   if (options.tagKey !== undefined && options.tagKey.length < 16) throw bad('tagKey: at least 16 bytes are needed');
 }
+
+function checkMemory(
+  { memory, carrier }: SwDriverOptions,
+  pieceBytes: readonly number[],
+  bad: (message: string) => KvssError,
+): void {
+  if (memory && carrier) throw bad('memory: the carrier has the memory; give one of the two');
+  if (carrier && carrier.pieceBytes.join() !== pieceBytes.join()) {
+    throw bad(`carrier: it has pieces of ${carrier.pieceBytes} bytes, the model makes pieces of ${pieceBytes} bytes`);
+  }
+  if (!memory) return;
+  if (!Number.isInteger(memory.places) || memory.places < 1)
+    throw bad(`memory.places: ${memory.places} is no number of places`);
+  if (memory.regions.length !== pieceBytes.length) {
+    throw bad(`memory.regions: ${memory.regions.length} regions for ${pieceBytes.length} shards`);
+  }
+  for (const [shard, region] of memory.regions.entries()) {
+    const bytes = pieceBytes[shard] as number;
+    if (!(region.strideBytes >= bytes) || region.memory.byteLength < (memory.places - 1) * region.strideBytes + bytes) {
+      throw bad(`memory.regions[${shard}]: ${memory.places} places of ${bytes} bytes do not fit`);
+    }
+  }
+}
+
+const regionsOf = ({ places, regions }: ColumnMemory): PlaceMemory[] =>
+  regions.map(({ memory, strideBytes }) => ({ memory, strideBytes, places }));
 
 function checkIsolationId(isolationId: unknown): void {
   if (typeof isolationId !== 'string' || isolationId === '') {

@@ -15,6 +15,7 @@ describe('the native addon', () => {
     const raw = createRequire(import.meta.url)('../../build/native/kvss.node');
     expect(Object.keys(raw).sort()).toEqual(
       [
+        'CarrierLane',
         'ControlChannel',
         'ControlListener',
         'Lane',

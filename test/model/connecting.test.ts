@@ -153,6 +153,72 @@ test('a driver whose daemon dies says so, misses, and starts empty when it is ba
   expect(driver.stats.columnsLost).toBe(3);
 });
 
+/** What a driver says of whether it can be used. */
+function availability(driver: SwDriver): string[] {
+  const said: string[] = [];
+  driver.on('unavailable', (reason) => said.push(reason));
+  driver.on('available', () => said.push('available'));
+  return said;
+}
+
+test('a driver is usable as long as one stripe is up, and says once when none is and when one is back', async () => {
+  const { box: made, clock, options } = box([4, 4]);
+  const driver = await connect(options);
+  const said = availability(driver);
+  await settled();
+  made.daemon(0).reachable = false;
+  made.daemon(0).end('the first was killed');
+  expect(driver.usable).toBe(true);
+  expect(said).toEqual([]);
+  made.daemon(1).reachable = false;
+  made.daemon(1).end('the second was killed');
+  expect(driver.usable).toBe(false);
+  // Attempts that fail are nothing new.
+  await clock.advance(10_000);
+  expect(said).toEqual(['the second was killed']);
+  made.daemon(0).reachable = true;
+  await clock.advance(2_000);
+  expect(driver.usable).toBe(true);
+  made.daemon(1).reachable = true;
+  await clock.advance(2_000);
+  expect(driver.capacityColumns).toBe(8);
+  expect(said).toEqual(['the second was killed', 'available']);
+});
+
+test('a lazy driver that reaches none of its daemons says why to whoever listens at once', async () => {
+  const { box: made, clock, options } = box([4, 4]);
+  for (const daemon of made.daemons) daemon.reachable = false;
+  const driver = await connect({ ...options, lazy: true });
+  const said = availability(driver);
+  expect(driver.usable).toBe(false);
+  await settled();
+  expect(said).toEqual(['nobody listens at daemon-0']);
+  for (const daemon of made.daemons) daemon.reachable = true;
+  await clock.advance(2_000);
+  expect(driver.capacityColumns).toBe(8);
+  expect(said).toEqual(['nobody listens at daemon-0', 'available']);
+});
+
+test('a lazy driver that reaches one of its daemons is usable and says nothing', async () => {
+  const { box: made, options } = box([4, 4]);
+  made.daemon(0).reachable = false;
+  const driver = await connect({ ...options, lazy: true });
+  const said = availability(driver);
+  await settled();
+  expect(driver.usable).toBe(true);
+  expect(said).toEqual([]);
+});
+
+test('a daemon that dies before anybody could listen is told all the same', async () => {
+  const { box: made, options } = box([4]);
+  const driver = await connect(options);
+  made.daemon().reachable = false;
+  made.daemon().end('the daemon was killed');
+  const said = availability(driver);
+  await settled();
+  expect(said).toEqual(['the daemon was killed']);
+});
+
 test('within one daemon: the others go on when one goes, and keep what continued nothing of it', async () => {
   const world = await World.create({
     bytesPerToken: [8],
@@ -263,9 +329,12 @@ test('a closed driver says nothing of its stripes', async () => {
   const driver = await connect(options);
   const down = vi.fn();
   driver.on('down', down);
+  driver.on('unavailable', down);
   await driver.close();
   await driver[Symbol.asyncDispose]();
+  await settled();
   expect(down).not.toHaveBeenCalled();
+  expect(driver.usable).toBe(false);
 });
 
 test('a listener that throws leaves no call waiting', async () => {
@@ -274,13 +343,15 @@ test('a listener that throws leaves no call waiting', async () => {
   driver.on('down', () => {
     throw new Error('the listener broke');
   });
+  const said = availability(driver);
   const stored = store(driver, 2);
   await settled();
-  expect(() => made.daemon().end()).toThrow('the listener broke');
+  expect(() => made.daemon().end('the daemon was killed')).toThrow('the listener broke');
   expect(await stored).toBe(0);
   // And it still comes back.
   await clock.advance(60);
   expect(driver.capacityColumns).toBe(4);
+  expect(said).toEqual(['the daemon was killed', 'available']);
 });
 
 test('a listener that throws when a stripe is up does not make the driver connect again', async () => {

@@ -37,7 +37,7 @@ async function shard(ringEntries = 8): Promise<{ box: SimulatedBox; link: Simula
   const clock = new ManualClock();
   const box = new SimulatedBox(clock, [[64]]);
   const connection = await box.connector('daemon-0', 1_000);
-  await connection.openLink({ shard: 0, slots: 4, pieceBytes: 8, ringEntries });
+  await connection.openLink({ member: 0, shard: 0, slots: 4, pieceBytes: 8, ringEntries });
   return { box, link: box.daemon().link(), clock };
 }
 
@@ -185,7 +185,9 @@ test('a session that has ended takes nothing, says nothing and has lost its memo
 test('a daemon grants no more than its budget', async () => {
   const { box } = await shard();
   const connection = await box.connector('daemon-0', 1_000);
-  await expect(connection.openLink({ shard: 0, slots: 9, pieceBytes: 8, ringEntries: 8 })).rejects.toMatchObject({
+  await expect(
+    connection.openLink({ member: 0, shard: 0, slots: 9, pieceBytes: 8, ringEntries: 8 }),
+  ).rejects.toMatchObject({
     code: 'KVSS_NO_MEMORY',
   });
 });

@@ -88,6 +88,10 @@ export class SimulatedLink implements ShardLink {
     return this.memory.subarray(at, at + this.pieceBytes);
   }
 
+  payloadBytes(): number {
+    return 0;
+  }
+
   intact(): boolean {
     return !this.#takenBack;
   }
@@ -335,7 +339,7 @@ class SimulatedConnection implements DaemonConnection {
     return link;
   }
 
-  close(): void {
+  async close(): Promise<void> {
     this.#finish('closed');
   }
 

@@ -20,7 +20,8 @@ async function stripeOver(shards: readonly number[], slots: number, ringEntries 
     ringEntries,
     connectDeadlineMs: 1_000,
     silenceMs: 1_000,
-  };
+    placedBy: 'stripe',
+  } as const;
   const stripe = new Stripe(0, settings, box.connector, clock, events);
   await stripe.open();
   return { clock, box, stripe };

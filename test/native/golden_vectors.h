@@ -203,6 +203,47 @@ void ForEachVector(Visitor&& visit) {
     };
     visit("payload of evict 12", value, kBytes);
   }
+  {
+    proto::TransferOrder value{};
+    value.opcode = 1u;
+    value.flags = 0u;
+    value.piece_bytes = 262144u;
+    value.sequence = 12u;
+    value.generation = 9007199254740993u;
+    value.place = 7u;
+    value.reserved = 0u;
+    static constexpr uint8_t kBytes[32] = {
+        0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0x04, 0x00, 0x0c, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+        0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0x20, 0x00, 0x07, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+    };
+    visit("send the piece of evict 12 from place 7", value, kBytes);
+  }
+  {
+    proto::TransferOrder value{};
+    value.opcode = 2u;
+    value.flags = 1u;
+    value.piece_bytes = 4096u;
+    value.sequence = 3u;
+    value.generation = 5u;
+    value.place = 4294967295u;
+    value.reserved = 0u;
+    static constexpr uint8_t kBytes[32] = {
+        0x02, 0x00, 0x01, 0x00, 0x00, 0x10, 0x00, 0x00, 0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+        0x05, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0x00,
+    };
+    visit("refill 3 has ended without its piece", value, kBytes);
+  }
+  {
+    proto::TransferAck value{};
+    value.opcode = 2u;
+    value.status = 0u;
+    value.reserved = 0u;
+    value.sequence = 3u;
+    static constexpr uint8_t kBytes[16] = {
+        0x02, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+    };
+    visit("the piece of refill 3 has come", value, kBytes);
+  }
 }
 
 }  // namespace kvss::golden
