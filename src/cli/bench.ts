@@ -1,7 +1,21 @@
+import { closeSync, openSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
-import { Command } from 'commander';
+import { Command, InvalidArgumentError, Option } from 'commander';
 import { type HioFigures, measureHioModes } from '../bench/hio_modes.js';
-import { integerListOption, integerOption } from './options.js';
+import {
+  ARRANGEMENTS,
+  COLUMN_BYTES,
+  type JobFigures,
+  type Measured,
+  measureSpine,
+  quantileText,
+} from '../bench/spine.js';
+import { drawSpine } from '../bench/spine_plot.js';
+import { localError, messageOf } from '../common/errors.js';
+import { formatBytes, formatCount } from '../common/units.js';
+import type { LinkName } from '../kvss/child_daemon.js';
+import type { PathInput, TopologyInput } from '../wafer/topology.js';
+import { integerListOption, integerOption, positiveOption } from './options.js';
 import { Progress } from './progress.js';
 import { alignRows } from './table.js';
 
@@ -10,6 +24,23 @@ interface HioFlags {
   phase: number;
   json?: boolean;
 }
+
+interface SpineFlags {
+  seconds: number;
+  columns: number;
+  period: number;
+  deadline: number;
+  rail: PathInput;
+  spine: PathInput;
+  spineUse: NonNullable<TopologyInput['spineUse']>;
+  link: LinkName;
+  seed: number;
+  json?: boolean;
+  svg?: string;
+}
+
+const RAIL = { bandwidth: '200MB', latencyUs: 20, jitterUs: 10, burst: '1MiB' };
+const SPINE = { bandwidth: '200MB', latencyUs: 60, jitterUs: 200, burst: '1MiB' };
 
 export function benchCommand(): Command {
   const bench = new Command('bench').description('measure this machine');
@@ -20,7 +51,53 @@ export function benchCommand(): Command {
     .option('--phase <ms>', 'how long to be idle, and how long to be busy, in milliseconds', integerOption(100), 3_000)
     .option('--json', 'print one JSON object a line')
     .action(hio);
+  bench
+    .command('spine')
+    .description('bursts of evicts of two jobs over one emulated spine, and over an emulated rail each')
+    .option('--seconds <n>', 'how long each of the two arrangements runs', positiveOption, 10)
+    .option('--columns <n>', `columns of a burst, ${formatBytes(COLUMN_BYTES)} each`, integerOption(1, 4096), 64)
+    .option('--period <ms>', 'mean time between bursts of a job, in milliseconds', positiveOption, 120)
+    .option('--deadline <ms>', 'longest that a column may take, in milliseconds', positiveOption, 150)
+    .option('--rail <settings>', `the path of each rail; what is left out is ${spell(RAIL)}`, pathOption(RAIL), RAIL)
+    .option(
+      '--spine <settings>',
+      `the path of the spine; what is left out is ${spell(SPINE)}`,
+      pathOption(SPINE),
+      SPINE,
+    )
+    .addOption(
+      new Option('--spine-use <what>', 'what happens to links over the spine')
+        .choices(['allow', 'warn', 'refuse'])
+        .default('warn'),
+    )
+    .addOption(
+      new Option('--link <kind>', 'what the daemons are reached over').choices(['tcp', 'unix', 'shm']).default('tcp'),
+    )
+    .option('--seed <n>', 'seed of the bursts and of the paths', integerOption(0, 2 ** 32 - 1), 1)
+    .option('--json', 'print one JSON object')
+    .option('--svg <file>', 'write a plot')
+    .action(spine);
   return bench;
+}
+
+function spell(path: Readonly<Record<string, unknown>>): string {
+  return Object.entries(path)
+    .map((entry) => entry.join('='))
+    .join(',');
+}
+
+/** Settings of a path such as `bandwidth=400MB,latencyUs=5`; the topology says what is wrong with a value. */
+function pathOption(defaults: PathInput): (text: string) => PathInput {
+  return (text) => {
+    const given = text.split(',').map((setting) => {
+      const [, key, value] = /^(\w+)=(.+)$/.exec(setting) ?? [];
+      if (key === undefined || value === undefined) {
+        throw new InvalidArgumentError(`'${setting}' is not a setting; write for example bandwidth=400MB,latencyUs=5.`);
+      }
+      return [key, Number.isNaN(Number(value)) ? value : Number(value)];
+    });
+    return { ...defaults, ...Object.fromEntries(given) };
+  };
 }
 
 async function hio(flags: HioFlags): Promise<void> {
@@ -52,4 +129,60 @@ async function hio(flags: HioFlags): Promise<void> {
       ]),
     ]),
   );
+}
+
+async function spine(flags: SpineFlags): Promise<void> {
+  const { json, svg, period, deadline, ...shape } = flags;
+  if (svg !== undefined) checkWritable(svg);
+  const measured: Measured[] = [];
+  const progress = new Progress(() => `${measured.length} of ${ARRANGEMENTS.length} measured`);
+  try {
+    const warn = (message: string) => console.error(`kvss: warning: ${message}`);
+    for await (const each of measureSpine({ ...shape, periodMs: period, deadlineMs: deadline, warn }))
+      measured.push(each);
+  } finally {
+    progress.stop();
+  }
+  const arrangements = measured.map(({ figures }) => figures);
+  const bursts = `${shape.columns} columns of ${formatBytes(COLUMN_BYTES)} a burst, one every ${period} ms for each job`;
+  if (svg !== undefined) writeFileSync(svg, drawSpine(measured, deadline, bursts));
+  if (json) {
+    console.log(
+      JSON.stringify({ ...shape, periodMs: period, deadlineMs: deadline, columnBytes: COLUMN_BYTES, arrangements }),
+    );
+  } else {
+    console.log(`${bursts}, over ${shape.link}`);
+    console.log(`rail ${spell({ ...shape.rail })}; spine ${spell({ ...shape.spine })}`);
+    console.log(
+      alignRows([
+        ['', ...arrangements.flatMap(({ over, jobs }) => jobs.map(({ job }) => `job ${job}, ${over}`))],
+        ...SPINE_ROWS.map(([name, cell]) => [
+          name,
+          ...arrangements.flatMap(({ jobs }) => jobs.map((job) => cell(job, deadline))),
+        ]),
+      ]),
+    );
+  }
+  if (arrangements.some(({ jobs }) => jobs.some(({ mismatches }) => mismatches > 0))) process.exitCode = 1;
+}
+
+const SPINE_ROWS: readonly (readonly [string, (job: JobFigures, deadlineMs: number) => string])[] = [
+  ['evict p50', ({ p50Ms }, deadlineMs) => quantileText(p50Ms, deadlineMs)],
+  ['evict p99', ({ p99Ms }, deadlineMs) => quantileText(p99Ms, deadlineMs)],
+  ['stored', ({ bytesPerSecond }) => `${(bytesPerSecond / 1e6).toFixed(1)} MB/s`],
+  ['bursts', ({ bursts }) => formatCount(bursts)],
+  ['late bursts', ({ lateBursts }) => formatCount(lateBursts)],
+  ['columns', ({ columns }) => formatCount(columns)],
+  ['columns dropped', ({ columnsDropped }) => formatCount(columnsDropped)],
+  ['columns verified', ({ columnsVerified }) => formatCount(columnsVerified)],
+  ['mismatches', ({ mismatches }) => formatCount(mismatches)],
+];
+
+/** Before the work and not after it. Leaves a file that is there as it is. */
+function checkWritable(file: string): void {
+  try {
+    closeSync(openSync(file, 'a'));
+  } catch (cause) {
+    throw localError('KVSS_BAD_INPUT', `cannot write ${file}: ${messageOf(cause)}`, cause);
+  }
 }

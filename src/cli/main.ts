@@ -7,6 +7,7 @@ import { demoCommand } from './demo.js';
 import { replayCommand } from './replay.js';
 import { serveCommand } from './serve.js';
 import { statCommand } from './stat.js';
+import { waferCommand } from './wafer.js';
 
 const program = new Command('kvss')
   .description('Store for the attention state (KV cache) of tokens that were seen before')
@@ -14,6 +15,7 @@ const program = new Command('kvss')
   .addCommand(serveCommand())
   .addCommand(statCommand())
   .addCommand(replayCommand())
+  .addCommand(waferCommand())
   .addCommand(demoCommand())
   .addCommand(benchCommand())
   .exitOverride();

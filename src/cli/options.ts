@@ -1,6 +1,7 @@
 import { InvalidArgumentError } from 'commander';
 import { messageOf } from '../common/errors.js';
 import { parseBytes } from '../common/units.js';
+import { parseStreamAddress } from '../links/stream_address.js';
 
 /** Parsers of option values; they throw what commander turns into one clear line. */
 export function integerOption(min: number, max = Number.MAX_SAFE_INTEGER): (text: string) => number {
@@ -29,4 +30,25 @@ export function bytesListOption(text: string): number[] {
 /** A list of positive integers such as `16,24,32`. */
 export function integerListOption(text: string): number[] {
   return text.split(',').map(integerOption(1));
+}
+
+/** A positive number such as `0.5`. */
+export function positiveOption(text: string): number {
+  const value = Number(text);
+  if (!(value > 0) || !Number.isFinite(value)) throw new InvalidArgumentError(`'${text}' is not a number above 0.`);
+  return value;
+}
+
+/** Addresses separated by commas; an option that is given again adds to what it had. */
+export function addressesOption(text: string, before: readonly string[] = []): string[] {
+  const addresses = text.split(',').map((address) => address.trim());
+  if (addresses.includes('')) throw new InvalidArgumentError(`'${text}' has an empty address.`);
+  for (const address of addresses) {
+    try {
+      parseStreamAddress(address);
+    } catch (thrown) {
+      throw new InvalidArgumentError(messageOf(thrown));
+    }
+  }
+  return [...before, ...addresses];
 }

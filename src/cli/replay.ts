@@ -2,23 +2,29 @@ import { Command, Option } from 'commander';
 import { localError } from '../common/errors.js';
 import { formatBytes, formatCount } from '../common/units.js';
 import { type ChildDaemon, type LinkName, startChildDaemon } from '../kvss/child_daemon.js';
-import { ControlClient } from '../links/control_client.js';
+import { connectorFor } from '../links/connect.js';
+import type { StreamOptions } from '../links/stream_connection.js';
 import { slotBytesOf } from '../proto/slots.js';
 import { ReplayMeter, replayTraces } from '../replay/replay.js';
 import { readTrace, type Trace, workingSetColumns } from '../replay/trace.js';
 import { SwDriver } from '../swdriver/sw_driver.js';
 import { EmulatedWafer } from '../wafer/emulated_wafer.js';
-import { integerListOption, integerOption } from './options.js';
+import { addressesOption, integerListOption, integerOption, positiveOption } from './options.js';
 import { Progress } from './progress.js';
 import { reportTable } from './table.js';
 
 interface ReplayFlags {
-  socket?: string;
+  connect?: string[];
+  token?: string;
+  striping: 'across' | 'within';
   capacityColumns?: number;
   bytesPerToken?: number[];
   link: LinkName;
   daemons?: number;
   wioStreams: number;
+  checksums?: boolean;
+  deadlineMs: number;
+  speed?: number;
   json?: boolean;
 }
 
@@ -26,14 +32,41 @@ const COLUMN_TOKENS = 64;
 /** Shares of the four domains of a box: unequal, as they are where layers do not divide evenly. */
 const SHARES = [3, 4, 5, 4];
 const COMFORTABLE_BYTES = 2 ** 30;
+/** Longest that a daemon may take to answer, in milliseconds. */
+const ANSWER_DEADLINE_MS = 5_000;
+/** 100 MB a second: a tenth of what a slow machine does. */
+const PREFAULT_BYTES_PER_MS = 100_000;
+const LONGEST_DEADLINE_MS = 3_600_000;
+const PLACE_BYTES = 2 ** 25;
 
 export function replayCommand(): Command {
   return new Command('replay')
-    .description('replay request traces through a live daemon and verify every byte that comes back')
+    .description('replay request traces through live daemons and verify every byte that comes back')
     .argument('<trace...>', 'trace files, in either of the two public formats')
-    .option('-s, --socket <path>', 'use the daemon that listens there instead of starting one with four shards')
-    .option('--capacity-columns <count>', 'columns to keep; as many as the traces need if left out', integerOption(1))
-    .option('--bytes-per-token <list>', 'bytes of one token on each shard, e.g. 24,32,40,32', integerListOption)
+    .addOption(
+      new Option(
+        '-c, --connect <address>',
+        'use a daemon that runs already: path of its socket, unix:PATH or tcp://HOST:PORT; repeat it, or separate by commas',
+      )
+        .argParser(addressesOption)
+        .conflicts(['link', 'daemons']),
+    )
+    .addOption(new Option('--token <secret>', 'what the daemons want to see of who connects').env('KVSS_TOKEN'))
+    .addOption(
+      new Option('--striping <where>', 'a column lies across all daemons, or within one of them')
+        .choices(['across', 'within'])
+        .default('across'),
+    )
+    .option(
+      '--capacity-columns <count>',
+      'columns to keep on all daemons together; as many as the traces need if left out',
+      integerOption(1),
+    )
+    .option(
+      '--bytes-per-token <list>',
+      'bytes of one token on each shard, e.g. 24,32,40,32; of one daemon with --striping within',
+      integerListOption,
+    )
     .addOption(
       new Option('--link <link>', 'how to reach the daemons that it starts')
         .choices(['shm', 'tcp', 'unix'])
@@ -41,44 +74,83 @@ export function replayCommand(): Command {
     )
     .option('--daemons <count>', 'daemons to start, of four shards each; 1 over shm, else 2', integerOption(1, 16))
     .option('--wio-streams <count>', 'streams for payload of each direction for each shard', integerOption(1, 16), 1)
+    .option('--checksums', 'streams carry a CRC-32C with each piece')
+    .option(
+      '--deadline-ms <ms>',
+      'longest that one refill or evict waits for the daemons',
+      integerOption(1, LONGEST_DEADLINE_MS),
+      1_000,
+    )
+    .option(
+      '--speed <factor>',
+      'keep the times of the traces, this much faster; no waiting if left out',
+      positiveOption,
+    )
     .option('--json', 'print one JSON object')
     .action(replay);
 }
 
+/** Where the shards are, and how columns lie on them. */
+interface Layout {
+  /** Shards of each daemon. */
+  shards: readonly number[];
+  /** Columns to keep, in each stripe. */
+  capacityColumns: number;
+  /** Of the shards of one stripe. */
+  bytesPerToken: number[];
+}
+
 async function replay(paths: string[], flags: ReplayFlags): Promise<void> {
   const traces = paths.map((path, index) => readTrace(path, index));
-  const capacity = flags.capacityColumns ?? Math.max(1, workingSetColumns(traces, COLUMN_TOKENS));
-  const daemonCount = flags.daemons ?? (flags.link === 'shm' ? 1 : 2);
-  const shards = flags.socket === undefined ? SHARES.length * daemonCount : await shardCount(flags.socket);
-  const bytesPerToken = flags.bytesPerToken ?? chooseBytesPerToken(capacity, shards);
-  if (bytesPerToken.length !== shards) {
-    throw localError('KVSS_BAD_INPUT', `--bytes-per-token: ${bytesPerToken.length} numbers for ${shards} shards`);
+  if (flags.connect !== undefined) {
+    const shards = await Promise.all(flags.connect.map((address) => shardsOf(address, flags)));
+    return run(traces, flags.connect, layoutOf(traces, shards, flags), flags);
   }
-  if (flags.socket !== undefined) return run(traces, [flags.socket], capacity, bytesPerToken, flags);
+  const count = flags.daemons ?? (flags.link === 'shm' ? 1 : 2);
+  const layout = layoutOf(traces, Array(count).fill(SHARES.length), flags);
   // One page more than the slots take: grants are whole pages.
-  const budgets = bytesPerToken.map((bytes) => capacity * slotBytesOf(bytes * COLUMN_TOKENS) + 2 ** 21);
+  const budgets = layout.bytesPerToken.map(
+    (bytes) => layout.capacityColumns * slotBytesOf(bytes * COLUMN_TOKENS) + 2 ** 21,
+  );
   const daemons: ChildDaemon[] = [];
   try {
-    for (let first = 0; first < shards; first += SHARES.length) {
+    for (let index = 0; index < count; index += 1) {
+      const first = flags.striping === 'within' ? 0 : index * SHARES.length;
       daemons.push(await startChildDaemon(budgets.slice(first, first + SHARES.length), { link: flags.link }));
     }
     const addresses = daemons.map((daemon) => daemon.streams ?? daemon.socket);
-    await run(traces, addresses, capacity, bytesPerToken, flags);
+    await run(traces, addresses, layout, flags);
   } finally {
     await Promise.all(daemons.map((daemon) => daemon[Symbol.asyncDispose]()));
   }
 }
 
-async function run(
-  traces: Trace[],
-  daemons: string[],
-  capacityColumns: number,
-  bytesPerToken: number[],
-  flags: ReplayFlags,
-): Promise<void> {
+function layoutOf(traces: readonly Trace[], shards: readonly number[], flags: ReplayFlags): Layout {
+  const within = flags.striping === 'within';
+  if (within && new Set(shards).size > 1) {
+    throw localError(
+      'KVSS_BAD_INPUT',
+      `--striping within: the daemons have to have equally many shards, and have ${shards.join(', ')}`,
+    );
+  }
+  const width = within ? (shards[0] as number) : shards.reduce((sum, count) => sum + count, 0);
+  const columns = flags.capacityColumns ?? Math.max(1, workingSetColumns(traces, COLUMN_TOKENS));
+  const bytesPerToken = flags.bytesPerToken ?? chooseBytesPerToken(columns, width);
+  if (bytesPerToken.length !== width) {
+    const where = within ? ' of each daemon' : '';
+    throw localError(
+      'KVSS_BAD_INPUT',
+      `--bytes-per-token: ${bytesPerToken.length} numbers for ${width} shards${where}`,
+    );
+  }
+  return { shards, capacityColumns: within ? Math.ceil(columns / shards.length) : columns, bytesPerToken };
+}
+
+async function run(traces: Trace[], daemons: string[], layout: Layout, flags: ReplayFlags): Promise<void> {
+  const { bytesPerToken } = layout;
   await using driver = await SwDriver.connect({
     daemons,
-    wioStreams: flags.wioStreams,
+    ...streamOptions(flags),
     model: {
       id: 'replay',
       revision: '1',
@@ -87,23 +159,26 @@ async function run(
       bytesPerToken,
       columnTokens: COLUMN_TOKENS,
     },
-    capacityColumns,
-    // Prefaulting a large grant takes the kernel a while.
-    connectDeadlineMs: 120_000,
+    striping: flags.striping,
+    capacityColumns: layout.capacityColumns,
+    deadlineMs: flags.deadlineMs,
+    connectDeadlineMs: connectDeadlineMs(layout),
   });
-  driver.on('down', (_stripe, reason) => console.error(`kvss: daemons lost: ${reason}`));
-  driver.on('up', () => console.error('kvss: daemons are back'));
+  const which = (stripe: number) => (flags.striping === 'within' ? daemons[stripe] : 'daemons');
+  driver.on('down', (stripe, reason) => console.error(`kvss: ${which(stripe)} lost: ${reason}`));
+  driver.on('up', (stripe) => console.error(`kvss: ${which(stripe)} back`));
   if (!flags.json) {
     const column = bytesPerToken.reduce((sum, bytes) => sum + bytes * COLUMN_TOKENS, 0);
+    const each = flags.striping === 'within' && daemons.length > 1 ? `, on each of ${daemons.length} daemons` : '';
     console.log(
-      `${formatCount(driver.capacityColumns)} columns of ${formatBytes(column)} over ${bytesPerToken.length} shards`,
+      `${formatCount(driver.capacityColumns)} columns of ${formatBytes(column)} over ${bytesPerToken.length} shards${each}`,
     );
   }
   const total = traces.reduce((sum, trace) => sum + trace.requests.length, 0);
   const meter = new ReplayMeter(driver, new EmulatedWafer(COLUMN_TOKENS));
   const progress = new Progress(() => `${formatCount(meter.requests)} of ${formatCount(total)} requests`);
   try {
-    await replayTraces(traces, meter);
+    await replayTraces(traces, meter, flags.speed);
   } finally {
     progress.stop();
   }
@@ -120,8 +195,19 @@ function chooseBytesPerToken(capacityColumns: number, shards: number): number[] 
   return shares.map((share) => share * unit);
 }
 
-async function shardCount(socket: string): Promise<number> {
-  const { client, welcome } = await ControlClient.connect(socket, 5_000);
-  client.close();
-  return welcome.shards.length;
+function streamOptions({ wioStreams, checksums = false, token }: ReplayFlags): StreamOptions {
+  return { wioStreams, checksums, placeBytes: PLACE_BYTES, ...(token === undefined ? {} : { token }) };
+}
+
+/** Prefaulting large grants takes the kernel a while: time for them on top of what an answer may take. */
+function connectDeadlineMs({ bytesPerToken, capacityColumns }: Layout): number {
+  const bytes = bytesPerToken.reduce((sum, each) => sum + slotBytesOf(each * COLUMN_TOKENS), 0) * capacityColumns;
+  return ANSWER_DEADLINE_MS + Math.ceil(bytes / PREFAULT_BYTES_PER_MS);
+}
+
+/** How many shards the daemon at an address has. */
+async function shardsOf(address: string, flags: ReplayFlags): Promise<number> {
+  const connection = await connectorFor(streamOptions(flags))(address, ANSWER_DEADLINE_MS);
+  await connection.close();
+  return connection.shards.length;
 }

@@ -1,4 +1,5 @@
 import { Command, Option } from 'commander';
+import { runUntilStopped } from '../common/child_command.js';
 import { localError } from '../common/errors.js';
 import { parseConfig, readConfigFile } from '../kvss/config.js';
 import { KvssDaemon } from '../kvss/daemon.js';
@@ -53,26 +54,7 @@ export function serveCommand(): Command {
 
 async function serve(flags: ServeFlags): Promise<void> {
   const daemon = await KvssDaemon.start(configOf(flags));
-  let signals = 0;
-  const stop = () => {
-    signals += 1;
-    // Whoever asks twice does not want to wait for the drain.
-    if (signals > 1) process.exit(1);
-    daemon.stop().then(
-      () => process.exit(0),
-      (thrown) => {
-        console.error(thrown);
-        process.exit(1);
-      },
-    );
-  };
-  process.on('SIGTERM', stop);
-  process.on('SIGINT', stop);
-  if (process.send) {
-    // Started by another command: that one hears when we are ready, and we go when it goes, however it dies.
-    process.on('disconnect', stop);
-    process.send({ ready: true, adminUrl: daemon.adminUrl ?? null, streamPorts: daemon.streamPorts });
-  }
+  runUntilStopped({ adminUrl: daemon.adminUrl ?? null, streamPorts: daemon.streamPorts }, () => daemon.stop());
 }
 
 /** The configuration file, overridden by flags, as parseConfig wants it. */

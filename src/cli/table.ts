@@ -35,6 +35,7 @@ export function reportTable(report: ReplayReport): string {
     ['mismatches', formatCount(report.mismatches)],
     ['evict', `${report.evictGBps.toFixed(2)} GB/s`],
     ['refill, every byte checked', `${report.refillGBps.toFixed(2)} GB/s`],
+    ['slowest call', `${report.slowestCallMs.toFixed(1)} ms`],
     ['time', `${report.seconds.toFixed(1)} s`],
   ]);
 }

@@ -5,6 +5,7 @@ import { parseDocument } from 'yaml';
 import { z } from 'zod';
 import { localError, messageOf } from '../common/errors.js';
 import { describeIssue, size } from '../common/schema.js';
+import { LOOPBACK, streamListens } from '../links/listen.js';
 import { MAX_RING_ENTRIES, MAX_SESSIONS, MAX_SHARDS, MIN_RING_ENTRIES } from '../proto/generated.js';
 
 const powerOfTwo = z
@@ -14,28 +15,12 @@ const powerOfTwo = z
   .max(MAX_RING_ENTRIES)
   .refine((entries) => (entries & (entries - 1)) === 0, 'must be a power of two');
 
-const LOOPBACK = /^(127(\.\d{1,3}){3}|::1|localhost)$/;
-
 const shardSchema = z.strictObject({
   /** Memory that the shard takes at start and cuts into grants. */
   budget: size,
   /** I/O domain of the box that it serves. */
   domain: z.number().int().min(0).max(65535).optional(),
 });
-
-const streamPath = z.strictObject({ path: z.string().min(1) });
-
-const streamPort = z
-  .strictObject({
-    host: z.string().min(1).default('127.0.0.1'),
-    port: z.number().int().min(0).max(65535),
-    /** Secret that every driver has to show. */
-    token: z.string().min(16).max(1024).optional(),
-  })
-  .refine((listen) => LOOPBACK.test(listen.host) || listen.token !== undefined, {
-    path: ['token'],
-    message: 'needed for an address that is not loopback',
-  });
 
 const configSchema = z.strictObject({
   /** Path of the Unix socket that drivers connect to. */
@@ -49,10 +34,7 @@ const configSchema = z.strictObject({
    * Where drivers on other hosts, or in containers without shared memory, connect: host and port, or the path of a Unix
    * socket. Beyond loopback a token is needed.
    */
-  streams: z
-    .array(z.union([streamPath, streamPort]))
-    .max(16)
-    .default([]),
+  streams: streamListens.default([]),
   /** Where /metrics, /healthz and /readyz are served; false for nowhere. Loopback only. */
   http: z
     .union([

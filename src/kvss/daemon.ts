@@ -10,8 +10,9 @@ import {
   nativeError,
   type SessionFault,
 } from '../binding/native.js';
-import { KvssError, localError, messageOf } from '../common/errors.js';
+import { KvssError, messageOf } from '../common/errors.js';
 import { VERSION } from '../common/version.js';
+import { listenForStreams } from '../links/listen.js';
 import { LaneKind, Status } from '../proto/generated.js';
 import { decodeLane } from '../proto/lanes.js';
 import { type DaemonConfig, type DaemonConfigInput, parseConfig, socketDirectory } from './config.js';
@@ -86,7 +87,9 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
     this.#shards = started.flatMap((outcome) => (outcome.status === 'fulfilled' ? [outcome.value] : []));
     const failed = started.find((outcome) => outcome.status === 'rejected');
     if (failed) throw failed.reason;
-    for (const [index, listen] of config.streams.entries()) this.#streams.push(this.#listenForStreams(listen, index));
+    this.#streams = listenForStreams(config.streams, 'streams', (hello, stream, token) =>
+      this.#acceptStream(hello, stream, token),
+    );
     if (config.http) this.#admin = await startAdminServer(config.http, createMetrics(this), () => !this.draining);
     ready = true;
     for (const channel of early) this.#welcome(channel);
@@ -169,17 +172,6 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
   /** Ports of the stream listeners, 0 for Unix sockets, in the order of the configuration. */
   get streamPorts(): readonly number[] {
     return this.#streams.map((listener) => listener.port);
-  }
-
-  #listenForStreams(listen: DaemonConfig['streams'][number], index: number): NativeStreamListener {
-    const [hostOrPath, port] = 'path' in listen ? [listen.path, null] : [listen.host, listen.port];
-    try {
-      return new native.StreamListener(hostOrPath, port, (hello, stream) => {
-        this.#acceptStream(hello, stream, 'token' in listen ? listen.token : undefined);
-      });
-    } catch (thrown) {
-      throw localError('KVSS_BAD_CONFIG', `'streams.${index}': ${messageOf(thrown)}`, thrown);
-    }
   }
 
   #acceptStream(hello: Uint8Array, stream: DescriptorBundle, token: string | undefined): void {

@@ -40,6 +40,7 @@ export class Session {
   ) {
     this.#peer = new ControlPeer(channel, {
       opening: FrameType.hello,
+      inOrder: true,
       ...(token === undefined ? {} : { token }),
       answer: (frame) => this.#answer(frame),
       ended: () => this.#giveBack(),

@@ -17,7 +17,9 @@ export interface ControlService {
   readonly opening: FrameType;
   /** Secret that the opening has to carry; none where the transport says who the peer is. */
   readonly token?: string;
-  /** Answers a request. What it throws is told to the peer. Requests are answered one after the other. */
+  /** Whether a request waits until the one before has been answered. */
+  readonly inOrder: boolean;
+  /** Answers a request. What it throws is told to the peer. */
   answer(frame: Frame): Answer | Promise<Answer>;
   /** Called once, when the connection has ended and no request is being answered any more. */
   ended(): Promise<void>;
@@ -127,13 +129,16 @@ export class ControlPeer {
       this.refuse(KvssError.ofStatus(Status.limitExceeded, 'too many requests at once'));
       return;
     }
-    this.#work = this.#work.then(async () => {
+    const before = this.#work;
+    const serve = async () => {
+      if (this.service.inOrder) await before;
       try {
         if (!this.#ended) await this.#serve(frame);
       } finally {
         this.#pending -= 1;
       }
-    });
+    };
+    this.#work = Promise.all([before, serve()]).then(() => {});
   }
 
   async #serve(frame: Frame): Promise<void> {

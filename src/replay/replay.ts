@@ -1,5 +1,5 @@
 import type { SwDriver } from '../swdriver/sw_driver.js';
-import type { EmulatedWafer } from '../wafer/emulated_wafer.js';
+import type { EmulatedRuntime } from '../wafer/emulated_runtime.js';
 import { type Trace, type TraceRequest, tokensOf } from './trace.js';
 
 /** Figures of a replay. Rates are shares from 0 to 1; GB are 10^9 bytes. */
@@ -17,12 +17,19 @@ export interface ReplayReport {
   /** Columns that found no room or whose evict failed. */
   columnsDropped: number;
   bytesVerified: number;
+  /** Bytes of pieces that the driver's process has sent and received: 0 over shared memory and with a wafer of its own. */
+  driverPayloadBytes: number;
   mismatches: number;
   /** Bytes a second while evicting; includes the time in which the emulated wafer makes the bytes. */
   evictGBps: number;
   /** Bytes a second while refilling; includes the time in which the emulated wafer checks every byte. */
   refillGBps: number;
+  /** Whole replay; with `speed`, the time between requests too. */
   seconds: number;
+  /** Refills and evicts that were asked for, two a request; those that found nothing to do count as well. */
+  calls: number;
+  /** Longest single refill or evict, in milliseconds; includes the emulated wafer's own time. */
+  slowestCallMs: number;
 }
 
 /** Adds up requests while they are served. */
@@ -37,34 +44,41 @@ export class ReplayMeter {
   #refillMs = 0;
   #evictBytes = 0;
   #refillBytes = 0;
+  #calls = 0;
+  #slowestCallMs = 0;
 
   constructor(
     private readonly driver: SwDriver,
-    readonly wafer: EmulatedWafer,
+    readonly runtime: EmulatedRuntime,
   ) {}
 
   /** Serves one prompt as a runtime would: match, refill, and evict what is new. */
   async serve(isolationId: string, tokens: Uint32Array): Promise<{ hitTokens: number; stored: number }> {
-    const { driver, wafer } = this;
+    const { driver, runtime } = this;
     const sequence = driver.openSequence({ isolationId });
-    const { source, sink, accept } = wafer.request(isolationId, tokens);
+    const request = runtime.request(isolationId, tokens);
     const pieceBytes = driver.pieceBytes.reduce((sum, bytes) => sum + bytes, 0);
     const hit = sequence.match(tokens);
     const refillFrom = performance.now();
-    const refilled = await hit.refill(sink);
-    accept(refilled.columns);
+    const refilled = await hit.refill(request.sink);
+    const refillTo = performance.now();
+    await request.accept(refilled.columns, refilled.quiet);
     hit.release();
+    await request.compute();
     const evictFrom = performance.now();
-    const { stored } = await sequence.evict(source);
+    const { stored } = await sequence.evict(request.source);
     const done = performance.now();
     sequence.close();
+    request.end();
 
     this.requests += 1;
     this.promptTokens += tokens.length;
     this.columnRefs += Math.floor(tokens.length / driver.columnTokens);
     this.hitTokens += refilled.tokens;
     this.columnHits += refilled.columns;
-    this.#refillMs += evictFrom - refillFrom;
+    this.#calls += 2;
+    this.#slowestCallMs = Math.max(this.#slowestCallMs, refillTo - refillFrom, done - evictFrom);
+    this.#refillMs += refillTo - refillFrom;
     this.#evictMs += done - evictFrom;
     this.#refillBytes += refilled.columns * pieceBytes;
     this.#evictBytes += stored * pieceBytes;
@@ -86,25 +100,32 @@ export class ReplayMeter {
       columnsRefilled: stats.columnsRefilled,
       columnsDeleted: stats.columnsDeleted,
       columnsDropped: stats.columnsDropped,
-      bytesVerified: this.wafer.stats.bytesVerified,
-      mismatches: this.wafer.stats.mismatches,
+      bytesVerified: this.runtime.stats.bytesVerified,
+      driverPayloadBytes: this.driver.payloadBytes,
+      mismatches: this.runtime.stats.mismatches,
       evictGBps: share(this.#evictBytes, this.#evictMs * 1e6),
       refillGBps: share(this.#refillBytes, this.#refillMs * 1e6),
       seconds: (performance.now() - this.#started) / 1000,
+      calls: this.#calls,
+      slowestCallMs: this.#slowestCallMs,
     };
   }
 }
 
 /**
  * Replays traces through a driver, in the order in which the requests came. Each trace is a tenant of its own. The
- * meter can be read at any time meanwhile.
+ * meter can be read at any time meanwhile. With `speed` no request is served before its time, which passes that much
+ * faster than in the trace; otherwise nothing waits.
  */
-export async function replayTraces(traces: readonly Trace[], meter: ReplayMeter): Promise<void> {
+export async function replayTraces(traces: readonly Trace[], meter: ReplayMeter, speed?: number): Promise<void> {
   const order: { trace: Trace; request: TraceRequest }[] = traces.flatMap((trace) =>
     trace.requests.map((request) => ({ trace, request })),
   );
   order.sort((a, b) => a.request.atSeconds - b.request.atSeconds);
+  const started = performance.now();
   for (const { trace, request } of order) {
+    const early = speed === undefined ? 0 : started + (request.atSeconds * 1000) / speed - performance.now();
+    if (early > 0) await new Promise((resolve) => setTimeout(resolve, early));
     await meter.serve(`trace:${trace.scope}:${trace.name}`, tokensOf(trace, request));
   }
 }

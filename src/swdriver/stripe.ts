@@ -1,8 +1,8 @@
 import type { Clock } from '../common/clock.js';
 import { KvssError, localError } from '../common/errors.js';
+import { NumberPool } from '../common/number_pool.js';
 import type { Connector, DaemonConnection, OperationBatch, PlaceMemory, ShardLink } from '../links/link.js';
 import { MAX_SLOTS_PER_GRANT, Opcode, Status } from '../proto/generated.js';
-import { NumberPool } from './number_pool.js';
 
 /** Which shards make a stripe: together they hold whole columns, each its own piece. */
 export interface StripeAddress {

@@ -1,24 +1,12 @@
-import type { ColumnRef, PieceSink, PieceSource } from '../swdriver/runtime.js';
+import type { ColumnRef } from '../swdriver/runtime.js';
+import { columnKeys } from './column_keys.js';
+import type { EmulatedRequest, EmulatedRuntime, EmulatedStats } from './emulated_runtime.js';
 import { countMismatches, LINE_BYTES, type Stamp, writeStamp } from './stamp.js';
 
-/** What an emulated wafer has moved and checked. */
-export interface WaferStats {
-  bytesWritten: number;
-  bytesVerified: number;
-  linesVerified: number;
-  /** Lines that were not exactly what belongs there. Must stay 0. */
-  mismatches: number;
-}
-
-/** The wafer's side of one request. */
-export interface WaferRequest {
-  readonly source: PieceSource;
-  readonly sink: PieceSink;
-  /**
-   * Takes over the first `columns` columns of a refill, as its result says. What the sink saw behind them is void: a
-   * shard may have taken its memory away while it was being read, and the driver has said so.
-   */
+/** The runtime's side of one request, over slots in place: there is nothing to wait for. */
+export interface WaferRequest extends EmulatedRequest {
   accept(columns: number): void;
+  compute(): void;
 }
 
 interface Checked {
@@ -27,12 +15,13 @@ interface Checked {
 }
 
 /**
- * Stands where an accelerator would: produces the attention state of a prompt's columns and takes it back. The state is
+ * An emulated runtime without memory of its own: writes the attention state of a prompt's columns straight into the
+ * slots, and reads it there. The state is
  * a stamp in every 64-byte line, so that each refilled byte can be checked without keeping what was sent. The key of a
  * column is computed here from tenant and tokens alone: a mistake of the PrefixMap cannot hide behind itself.
  */
-export class EmulatedWafer {
-  readonly stats: WaferStats = { bytesWritten: 0, bytesVerified: 0, linesVerified: 0, mismatches: 0 };
+export class EmulatedWafer implements EmulatedRuntime {
+  readonly stats: EmulatedStats = { bytesWritten: 0, bytesVerified: 0, linesVerified: 0, mismatches: 0 };
 
   constructor(private readonly columnTokens: number) {}
 
@@ -73,29 +62,9 @@ export class EmulatedWafer {
           this.stats.linesVerified += bytes / LINE_BYTES;
         }
       },
+      // The source writes a column at the moment in which it is evicted.
+      compute: () => {},
+      end: () => {},
     };
   }
-}
-
-/** Key of every full column: a running hash of the tenant and all tokens up to the end of the column. */
-export function columnKeys(isolationId: string, tokens: Uint32Array, columnTokens: number): BigUint64Array {
-  let low = 0x811c9dc5;
-  let high = 0x2545f491;
-  for (let index = 0; index < isolationId.length; index += 1) {
-    low = Math.imul(low ^ isolationId.charCodeAt(index), 0x01000193);
-    high = Math.imul(high ^ low, 0x85ebca6b) ^ (high >>> 15);
-  }
-  const keys = new BigUint64Array(Math.floor(tokens.length / columnTokens));
-  const words = new Uint32Array(keys.buffer);
-  for (let column = 0; column < keys.length; column += 1) {
-    const end = (column + 1) * columnTokens;
-    for (let at = column * columnTokens; at < end; at += 1) {
-      const token = tokens[at] as number;
-      low = Math.imul(low ^ token, 0xcc9e2d51) ^ (low >>> 15);
-      high = Math.imul(high + token, 0x1b873593) ^ (high >>> 13);
-    }
-    words[2 * column] = low ^ (high >>> 7);
-    words[2 * column + 1] = high;
-  }
-  return keys;
 }

@@ -69,6 +69,13 @@ describe('a flag', () => {
     [['serve', '--bugdet', '5'], 'unknown option'],
     [['replay'], 'missing required argument'],
     [['replay', 'x.json', '--capacity-columns', 'many'], "'many' is not an integer"],
+    [['replay', 'x.json', '--connect', 'a,,b'], "'a,,b' has an empty address"],
+    [['replay', 'x.json', '--connect', 'http://h:1'], "'http://h:1' is no address; write a path, unix:PATH or tcp"],
+    [['replay', 'x.json', '--connect', 'tcp://h:70000'], "'tcp://h:70000' is no address"],
+    [['replay', 'x.json', '--connect', '/s', '--link', 'tcp'], "cannot be used with option '--link"],
+    [['replay', 'x.json', '--striping', 'both'], 'Allowed choices are across, within'],
+    [['replay', 'x.json', '--deadline-ms', '0'], "'0' is not an integer in 1..3600000"],
+    [['replay', 'x.json', '--speed', '-1'], "'-1' is not a number above 0"],
     [['frobnicate'], 'unknown command'],
   ])('%j gives one error that names it', async (args, complaint) => {
     const refused = await kvss(...args);
@@ -182,7 +189,7 @@ describe('a driver', () => {
 
     const hit = sequence.match(tokens);
     const request = wafer.request('acme', tokens);
-    expect(await hit.refill(request.sink)).toEqual({ columns: 10, tokens: 640 });
+    expect(await hit.refill(request.sink)).toMatchObject({ columns: 10, tokens: 640 });
     request.accept(10);
     expect(wafer.stats).toMatchObject({ mismatches: 0, bytesVerified: 640 * (16 + 32) });
     // It may come back with rings of its own, clean ones.

@@ -81,19 +81,99 @@ describe('kvss replay', () => {
     using scratch = new Scratch();
     await using daemon = await TestDaemon.start(scratch.file('s'));
     const trace = scratch.file('agent.json', agentTrace([range(1, 40), range(1, 60)]));
-    const { code, stdout } = await kvss('replay', trace, '--socket', daemon.socket, '--bytes-per-token', '8,24');
+    const { code, stdout } = await kvss('replay', trace, '--connect', daemon.socket, '--bytes-per-token', '8,24');
     expect(code).toBe(0);
-    expect(stdout).toMatch(/^59 columns of 2\.00 KiB over 2 shards/);
+    expect(stdout).toMatch(/^59 columns of 2\.00 KiB over 2 shards\n/);
     expect(stdout).toMatch(/mismatches +0\n/);
+    expect(stdout).toMatch(/slowest call +\d+\.\d ms\n/);
     await daemon.awaitMetric('kvss_evicts_total', 2 * 59);
     await daemon.awaitMetric('kvss_refills_total', 2 * 39);
   });
 
+  test('uses several daemons, each by an address of its own kind, and columns lie within one of them', async () => {
+    using scratch = new Scratch();
+    await using first = await TestDaemon.start(scratch.file('a'));
+    await using second = await TestDaemon.start(scratch.file('b'), { flags: ['--tcp-port', '0'] });
+    await using third = await TestDaemon.start(scratch.file('c'), {
+      flags: ['--stream-socket', scratch.file('c.streams')],
+    });
+    const trace = scratch.file('agent.json', agentTrace([range(1, 61), range(1, 61)]));
+    const tcp = `tcp://127.0.0.1:${second.streamPorts[0]}`;
+    const connect = ['--connect', `${first.socket},${tcp}`, '--connect', `unix:${scratch.file('c.streams')}`];
+    const sizes = ['--bytes-per-token', '8,24', '--deadline-ms', '20000', '--checksums'];
+    const { code, stdout } = await kvss('replay', trace, ...connect, '--striping', 'within', ...sizes, '--json');
+    expect(code).toBe(0);
+    const report = JSON.parse(stdout);
+    expect(report).toMatchObject({ requests: 2, calls: 4, columnHits: 60, columnsDropped: 0, mismatches: 0 });
+    expect(report.slowestCallMs).toBeGreaterThan(0);
+    expect(report.slowestCallMs).toBeLessThan(report.seconds * 1000);
+    // Two shards each; the roomiest stripe takes the next column.
+    for (const daemon of [first, second, third]) await daemon.awaitMetric('kvss_evicts_total', 2 * 20);
+  });
+
+  test('spreads a column across the shards of all daemons', async () => {
+    using scratch = new Scratch();
+    const flags = ['--tcp-port', '0'];
+    await using first = await TestDaemon.start(scratch.file('a'), { flags });
+    await using second = await TestDaemon.start(scratch.file('b'), { flags, shards: 3 });
+    const trace = scratch.file('agent.json', agentTrace([range(1, 40), range(1, 60)]));
+    const addresses = [first, second].map((daemon) => `tcp://127.0.0.1:${daemon.streamPorts[0]}`);
+    const sizes = ['--bytes-per-token', '1,2,3,4,5', '--deadline-ms', '20000'];
+    const { code, stdout } = await kvss('replay', trace, '--connect', addresses.join(), ...sizes, '--json');
+    expect(code).toBe(0);
+    expect(JSON.parse(stdout)).toMatchObject({ columnHits: 39, bytesVerified: 39 * 64 * 15, mismatches: 0 });
+    await first.awaitMetric('kvss_refills_total', 2 * 39);
+    await second.awaitMetric('kvss_refills_total', 3 * 39);
+    const within = await kvss('replay', trace, '--connect', addresses.join(), '--striping', 'within');
+    expect(within.code).toBe(1);
+    expect(within.stderr).toBe(
+      'kvss: --striping within: the daemons have to have equally many shards, and have 2, 3 [KVSS_BAD_INPUT]\n',
+    );
+    const mixed = await kvss('replay', trace, '--connect', `${first.socket},${addresses[1]}`);
+    expect(mixed.code).toBe(1);
+    expect(mixed.stderr).toMatch(/^kvss: daemons: a column cannot lie across shared memory and streams; .*\n$/);
+  });
+
+  test('shows a daemon the secret that it wants', async () => {
+    using scratch = new Scratch();
+    const token = 'a secret of the test';
+    const config = scratch.file('c.yaml', `streams: [{ host: 127.0.0.1, port: 0, token: '${token}' }]`);
+    await using daemon = await TestDaemon.start(scratch.file('s'), { flags: ['--config', config] });
+    const trace = scratch.file('agent.json', agentTrace([range(1, 40), range(1, 60)]));
+    const args = ['replay', trace, '--connect', `tcp://127.0.0.1:${daemon.streamPorts[0]}`, '--json'];
+    const refused = await kvss(...args);
+    expect(refused.code).toBe(1);
+    expect(refused.stderr).toMatch(/^kvss: .*\n$/);
+    const { code, stdout } = await kvss(...args, '--token', token);
+    expect(code).toBe(0);
+    expect(JSON.parse(stdout)).toMatchObject({ columnHits: 39, mismatches: 0 });
+  });
+
+  test('keeps the times of a trace, faster, if it is asked to', async () => {
+    using scratch = new Scratch();
+    // The last request comes after three seconds of the trace.
+    const trace = scratch.file('agent.json', agentTrace([range(1, 4), range(1, 4), range(1, 4), range(1, 4)]));
+    const { code, stdout } = await kvss('replay', trace, '--speed', '10', '--json');
+    expect(code).toBe(0);
+    expect(JSON.parse(stdout).seconds).toBeGreaterThanOrEqual(0.3);
+  });
+
   test('refuses sizes for another number of shards', async () => {
     using scratch = new Scratch();
-    const refused = await kvss('replay', scratch.file('a.json', agentTrace([[1]])), '--bytes-per-token', '1,2');
+    const trace = scratch.file('a.json', agentTrace([[1]]));
+    const refused = await kvss('replay', trace, '--bytes-per-token', '1,2');
     expect(refused.code).toBe(1);
     expect(refused.stderr).toContain('--bytes-per-token: 2 numbers for 4 shards');
+    const within = await kvss('replay', trace, '--daemons', '2', '--striping', 'within', '--bytes-per-token', '1,2');
+    expect(within.code).toBe(1);
+    expect(within.stderr).toContain('--bytes-per-token: 2 numbers for 4 shards of each daemon');
+  });
+
+  test('names the daemon that cannot be reached', async () => {
+    using scratch = new Scratch();
+    const refused = await kvss('replay', scratch.file('a.json', agentTrace([[1]])), '--connect', '/nowhere/s');
+    expect(refused.code).toBe(1);
+    expect(refused.stderr).toContain('cannot connect to a KVSS daemon at /nowhere/s');
   });
 });
 

@@ -87,7 +87,7 @@ describe('kill -9 of the daemon in the middle of a refill', () => {
         },
       });
       // The tenth column was being read when its shard died: it does not count any more.
-      expect(result).toEqual({ columns: 9, tokens: 9 * 64 });
+      expect(result).toMatchObject({ columns: 9, tokens: 9 * 64 });
       return driver;
     })();
 
@@ -95,7 +95,7 @@ describe('kill -9 of the daemon in the middle of a refill', () => {
     const alone = driver.openSequence({ isolationId: 'acme' });
     const miss = alone.match(tokens);
     expect(miss.tokens).toBe(0);
-    expect(await refill(miss, wafer.request('acme', tokens))).toEqual({ columns: 0, tokens: 0 });
+    expect(await refill(miss, wafer.request('acme', tokens))).toMatchObject({ columns: 0, tokens: 0 });
     expect(await alone.evict(wafer.request('acme', tokens).source)).toEqual({ stored: 0, present: 0, dropped: 40 });
     expect(driver.capacityColumns).toBe(0);
 
@@ -108,7 +108,7 @@ describe('kill -9 of the daemon in the middle of a refill', () => {
     const request = wafer.request('acme', tokens);
     expect((await again.evict(request.source)).stored).toBe(40);
     const hit = again.match(tokens);
-    expect(await refill(hit, request)).toEqual({ columns: 40, tokens: 40 * 64 });
+    expect(await refill(hit, request)).toMatchObject({ columns: 40, tokens: 40 * 64 });
     expect(wafer.stats).toMatchObject({ mismatches: 0, bytesVerified: 40 * 64 * (16 + 32) });
   });
 
@@ -148,7 +148,7 @@ describe('a daemon that is stopped and not dead', () => {
     await daemon.freeze();
     const hit = sequence.match(tokens);
     expect(hit.columns).toBe(20);
-    expect(await refill(hit, request)).toEqual({ columns: 0, tokens: 0 });
+    expect(await refill(hit, request)).toMatchObject({ columns: 0, tokens: 0 });
     hit.release();
     const more = tokensOf(6, 10);
     const stalled = driver.openSequence({ isolationId: 'acme' });
@@ -163,7 +163,7 @@ describe('a daemon that is stopped and not dead', () => {
       return probe.columns === 20;
     });
     const later = sequence.match(tokens);
-    expect(await refill(later, request)).toEqual({ columns: 20, tokens: 20 * 64 });
+    expect(await refill(later, request)).toMatchObject({ columns: 20, tokens: 20 * 64 });
     later.release();
     expect((await stalled.evict(wafer.request('acme', more).source)).stored).toBe(10);
     expect(wafer.stats).toMatchObject({ mismatches: 0, bytesVerified: 20 * 64 * (16 + 32) });
@@ -194,7 +194,7 @@ describe('a daemon that takes its memory away while a slot is read in place', ()
         expect(hit.held).toBe(false);
       },
     });
-    expect(result).toEqual({ columns: 3, tokens: 3 * 64 });
+    expect(result).toMatchObject({ columns: 3, tokens: 3 * 64 });
     expect(hit.release()).toBe(false);
   });
 });

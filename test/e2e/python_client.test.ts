@@ -221,7 +221,7 @@ class Bystander implements AsyncDisposable {
     const wafer = new EmulatedWafer(64);
     const request = wafer.request('acme', this.tokens);
     const hit = this.driver.openSequence({ isolationId: 'acme' }).match(this.tokens);
-    expect(await hit.refill(request.sink)).toEqual({ columns: 10, tokens: 640 });
+    expect(await hit.refill(request.sink)).toMatchObject({ columns: 10, tokens: 640 });
     request.accept(10);
     expect(wafer.stats).toMatchObject({ mismatches: 0, bytesVerified: 640 * (16 + 32) });
     expect(this.#downs).toBe(0);
