@@ -1,6 +1,5 @@
 #include "addon/reactor.h"
 
-#include <sys/epoll.h>
 #include <sys/eventfd.h>
 
 #include "addon/environment.h"
@@ -76,17 +75,17 @@ void Reactor::Dispatch(Napi::Env env, uint64_t id) {
   watched->handler(env);
   // One-shot: armed again only now, so that a descriptor that stays readable cannot flood the queue.
   if (watched_.contains(id)) {
-    epoll_event event{.events = EPOLLIN | EPOLLONESHOT, .data = {.u64 = id}};
+    epoll_event event{.events = watched->events | EPOLLONESHOT, .data = {.u64 = id}};
     (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, watched->fd, &event);
   }
 }
 
-uint64_t Reactor::Watch(int fd, Handler handler) {
+uint64_t Reactor::Watch(int fd, Handler handler, uint32_t events) {
   if (stopped_) return 0;
   const uint64_t id = next_id_++;
-  epoll_event event{.events = EPOLLIN | EPOLLONESHOT, .data = {.u64 = id}};
+  epoll_event event{.events = events | EPOLLONESHOT, .data = {.u64 = id}};
   if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) return 0;
-  watched_.emplace(id, std::make_shared<Watched>(Watched{fd, std::move(handler), true}));
+  watched_.emplace(id, std::make_shared<Watched>(Watched{fd, std::move(handler), events, true}));
   CountReference(+1);
   return id;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <napi.h>
+#include <sys/epoll.h>
 
 #include <atomic>
 #include <functional>
@@ -12,8 +13,8 @@
 
 namespace kvss::addon {
 
-/// Tells JavaScript when a descriptor becomes readable: one thread with one epoll for each JavaScript
-/// environment. (libuv's poll handles would do, but their headers are not part of Node-API.)
+/// Tells JavaScript when a descriptor becomes readable or writable: one thread with one epoll for each
+/// JavaScript environment. (libuv's poll handles would do, but their headers are not part of Node-API.)
 ///
 /// All methods are called on the JavaScript thread, and handlers run there.
 class Reactor : public std::enable_shared_from_this<Reactor> {
@@ -23,9 +24,10 @@ class Reactor : public std::enable_shared_from_this<Reactor> {
 
   using Handler = std::function<void(Napi::Env)>;
 
-  /// Runs `handler` each time `fd` is readable, until Unwatch. The descriptor must stay open until then. A
-  /// watch keeps the process alive until Unref. Answers 0 where the kernel refuses.
-  uint64_t Watch(int fd, Handler handler);
+  /// Runs `handler` each time `fd` is ready for one of `events`, those of epoll, until Unwatch. The
+  /// descriptor must stay open until then. A watch keeps the process alive until Unref. Answers 0 where the
+  /// kernel refuses.
+  uint64_t Watch(int fd, Handler handler, uint32_t events = EPOLLIN);
   void Unwatch(uint64_t id);
   void Ref(uint64_t id);
   void Unref(uint64_t id);
@@ -41,6 +43,7 @@ class Reactor : public std::enable_shared_from_this<Reactor> {
   struct Watched {
     int fd;
     Handler handler;
+    uint32_t events;
     bool referenced;
   };
 

@@ -1,7 +1,10 @@
 #include "addon/stream.h"
 
+#include <sys/timerfd.h>
+
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "addon/reactor.h"
 
@@ -17,6 +20,82 @@ StreamAddress AddressOf(const Napi::Value& host, const Napi::Value& port) {
   if (port.IsNumber()) address.port = static_cast<uint16_t>(port.As<Napi::Number>().Uint32Value());
   return address;
 }
+
+/// A lane that JavaScript waits for. It takes no thread, so any number of daemons may be silent; it lives in
+/// the handlers that the reactor holds for it, and goes with them when the environment does.
+class LanePromise : public std::enable_shared_from_this<LanePromise> {
+ public:
+  static Napi::Value Make(Napi::Env env, LaneOpening opening, int timeout_ms) {
+    const std::shared_ptr<LanePromise> self(new LanePromise(env, std::move(opening), timeout_ms));
+    self->Start(env);
+    return self->deferred_.Promise();
+  }
+
+ private:
+  LanePromise(Napi::Env env, LaneOpening opening, int timeout_ms)
+      : deferred_(Napi::Promise::Deferred::New(env)),
+        opening_(std::move(opening)),
+        timer_(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)),
+        timeout_ms_(std::max(timeout_ms, 1)),
+        reactor_(Reactor::For(env)) {}
+
+  void Start(Napi::Env env) {
+    const itimerspec at{.it_interval = {}, .it_value = {timeout_ms_ / 1000, timeout_ms_ % 1000 * 1'000'000}};
+    if (timer_.valid() && ::timerfd_settime(timer_.get(), 0, &at, nullptr) == 0) {
+      timer_watch_ =
+          reactor_->Watch(timer_.get(), [self = shared_from_this()](Napi::Env js) { self->Late(js); });
+    }
+    Await(env, LaneOpening::Wait::kWritable);
+  }
+
+  void Await(Napi::Env env, LaneOpening::Wait wait) {
+    if (watch_ == 0 || wait != waiting_) {
+      reactor_->Unwatch(watch_);
+      waiting_ = wait;
+      watch_ = reactor_->Watch(
+          opening_.fd(), [self = shared_from_this()](Napi::Env js) { self->Ready(js); },
+          wait == LaneOpening::Wait::kWritable ? EPOLLOUT : EPOLLIN);
+    }
+    if (watch_ == 0 || timer_watch_ == 0) {
+      Reject(env, SystemError(proto::Status::kLimitExceeded, "cannot wait for " + opening_.name()));
+    }
+  }
+
+  void Ready(Napi::Env env) {
+    auto next = opening_.Continue();
+    if (!next.ok()) return Reject(env, next.error());
+    if (next.value() != LaneOpening::Wait::kNothing) return Await(env, next.value());
+    StopWaiting();
+    std::vector<UniqueFd> fds;
+    fds.push_back(opening_.Take());
+    deferred_.Resolve(DescriptorBundle::Wrap(env, std::move(fds)));
+  }
+
+  void Late(Napi::Env env) {
+    Reject(env, Error{proto::Status::kDeadline,
+                      opening_.name() + " did not answer within " + std::to_string(timeout_ms_) + " ms"});
+  }
+
+  void Reject(Napi::Env env, const Error& error) {
+    StopWaiting();
+    deferred_.Reject(ToJsError(env, error).Value());
+  }
+
+  /// Of the two handlers the running one is held by the reactor, and this object with it.
+  void StopWaiting() {
+    reactor_->Unwatch(std::exchange(watch_, 0));
+    reactor_->Unwatch(std::exchange(timer_watch_, 0));
+  }
+
+  Napi::Promise::Deferred deferred_;
+  LaneOpening opening_;
+  UniqueFd timer_;
+  const int timeout_ms_;
+  std::shared_ptr<Reactor> reactor_;
+  LaneOpening::Wait waiting_ = LaneOpening::Wait::kWritable;
+  uint64_t watch_ = 0;
+  uint64_t timer_watch_ = 0;
+};
 
 }  // namespace
 
@@ -216,21 +295,18 @@ void StreamLaneWrap::CloseFromJs(const Napi::CallbackInfo&) {
 }
 
 Napi::Value ConnectLaneFromJs(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
   const Napi::Uint8Array bytes = info[2].As<Napi::Uint8Array>();
   proto::LaneHello hello{};
-  if (bytes.ByteLength() != sizeof(hello))
-    throw Napi::TypeError::New(info.Env(), "a lane hello has 64 bytes");
+  if (bytes.ByteLength() != sizeof(hello)) throw Napi::TypeError::New(env, "a lane hello has 64 bytes");
   std::memcpy(&hello, bytes.Data(), sizeof(hello));
-  return AsyncTask<UniqueFd>::Run(
-      info.Env(),
-      [address = AddressOf(info[0], info[1]), hello, timeout_ms = info[3].As<Napi::Number>().Int32Value()] {
-        return ConnectLane(address, hello, timeout_ms);
-      },
-      [](Napi::Env env, UniqueFd fd) {
-        std::vector<UniqueFd> fds;
-        fds.push_back(std::move(fd));
-        return DescriptorBundle::Wrap(env, std::move(fds));
-      });
+  auto opening = LaneOpening::Begin(AddressOf(info[0], info[1]), hello);
+  if (!opening.ok()) {
+    const auto deferred = Napi::Promise::Deferred::New(env);
+    deferred.Reject(ToJsError(env, opening.error()).Value());
+    return deferred.Promise();
+  }
+  return LanePromise::Make(env, std::move(opening.value()), info[3].As<Napi::Number>().Int32Value());
 }
 
 void AnswerLaneFromJs(const Napi::CallbackInfo& info) {

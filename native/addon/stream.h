@@ -95,7 +95,7 @@ class StreamLaneWrap : public Napi::ObjectWrap<StreamLaneWrap> {
   Napi::FunctionReference on_wake_;
 };
 
-/// connectLane(host or path, port or null, hello bytes, timeoutMs) -> Promise<bundle of one descriptor>
+/// connectLane(numeric host or path, port or null, hello bytes, timeoutMs) -> Promise<bundle of one descriptor>
 Napi::Value ConnectLaneFromJs(const Napi::CallbackInfo& info);
 /// answerLane(bundle, status): sends the welcome; the bundle keeps the descriptor.
 void AnswerLaneFromJs(const Napi::CallbackInfo& info);

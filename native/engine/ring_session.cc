@@ -13,11 +13,8 @@ namespace {
 constexpr uint32_t kEvictsPerTurn = 256;
 constexpr uint32_t kCommandsPerTurn = 128;
 
-Result<UniqueFd> MakeWake() {
-  UniqueFd wake(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!wake.valid()) return SystemError(proto::Status::kLimitExceeded, "eventfd");
-  return wake;
-}
+/// What a wake is: of the size that a read of an eventfd takes, which clients once had here.
+constexpr uint64_t kWake = 1;
 
 }  // namespace
 
@@ -26,11 +23,15 @@ Result<std::unique_ptr<RingSession>> RingSession::Create(uint64_t id, uint32_t r
   auto segments = SessionSegments::Create(ring_entries);
   if (!segments.ok()) return segments.error();
   std::unique_ptr<RingSession> session(new RingSession(id, std::move(segments.value()), tally));
-  for (UniqueFd* wake : {&session->submit_wake_, &session->completion_wake_}) {
-    auto made = MakeWake();
-    if (!made.ok()) return made.error();
-    *wake = std::move(made.value());
-  }
+  // The engine never reads or writes this one, so it cannot be held up by it.
+  session->submit_wake_ = UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!session->submit_wake_.valid()) return SystemError(proto::Status::kLimitExceeded, "eventfd");
+  // A pipe and no eventfd: who holds a copy of a descriptor can switch it to blocking for all who do, and
+  // could then stop the engine at a full eventfd. The ends of a pipe have flags of their own.
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) return SystemError(proto::Status::kLimitExceeded, "pipe2");
+  session->client_completion_wake_ = UniqueFd(ends[0]);
+  session->completion_wake_ = UniqueFd(ends[1]);
   return session;
 }
 
@@ -48,7 +49,7 @@ Result<SessionEndpoints> RingSession::Endpoints() const {
       {&endpoints.submit_segment, segments_.submit_object().fd()},
       {&endpoints.status_segment, segments_.status_object().fd()},
       {&endpoints.submit_wake, submit_wake_.get()},
-      {&endpoints.completion_wake, completion_wake_.get()},
+      {&endpoints.completion_wake, client_completion_wake_.get()},
   };
   for (const auto& [to, from] : copies) {
     *to = UniqueFd(::fcntl(from, F_DUPFD_CLOEXEC, 0));
@@ -124,7 +125,8 @@ void RingSession::Publish() {
   // the tail is stored, then the fence, then the flag is read. At least one of the two sees the other.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (segments_.submit().client_sleeping.load(std::memory_order_relaxed) != 0) {
-    ::eventfd_write(completion_wake_.get(), 1);
+    // Where it is full the client has wakes enough.
+    (void)!::write(completion_wake_.get(), &kWake, sizeof(kWake));
   }
 }
 

@@ -15,7 +15,7 @@ struct SessionEndpoints {
   UniqueFd submit_segment;
   UniqueFd status_segment;
   UniqueFd submit_wake;      ///< eventfd: the client writes it when the engine sleeps
-  UniqueFd completion_wake;  ///< eventfd: the engine writes it when the client sleeps
+  UniqueFd completion_wake;  ///< pipe, to be read empty: the engine writes it when the client sleeps
 };
 
 /// A session in the same host: rings in shared memory, and slots that the client maps itself.
@@ -52,7 +52,8 @@ class RingSession final : public EngineSession, private CompletionSink {
 
   SessionSegments segments_;
   UniqueFd submit_wake_;
-  UniqueFd completion_wake_;
+  UniqueFd completion_wake_;         ///< the end that the engine writes
+  UniqueFd client_completion_wake_;  ///< the client's end; kept, so that there always is somebody to write to
   RingConsumer<proto::Descriptor> evict_ring_;
   RingConsumer<proto::Descriptor> command_ring_;
   RingProducer<proto::Completion> completion_ring_;

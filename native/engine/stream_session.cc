@@ -208,24 +208,28 @@ bool StreamSession::FinishCancelled(uint64_t now_ns) {
 
 bool StreamSession::Receive(EvictLane& lane, uint64_t now_ns) {
   bool worked = false;
+  size_t left = kLaneBytesPerTurn;
   for (size_t frames = 0; frames < kFramesPerTurn && !failed(); ++frames) {
     if (lane.state == EvictLane::State::kHeader && !ReceiveHeader(lane)) return worked;
     if (lane.state == EvictLane::State::kParked) Route(lane);
     if (lane.state == EvictLane::State::kParked || failed() || !lane.readable) return worked;
     worked = true;
+    const size_t before = lane.have;
+    const size_t end = std::min<size_t>(lane.header.length, before + left);
     StreamState state;
     if (lane.state == EvictLane::State::kPayload) {
-      state = ReceiveInto(lane.fd.get(), {lane.slot, lane.header.length}, &lane.have);
+      state = ReceiveInto(lane.fd.get(), {lane.slot, end}, &lane.have);
     } else {
       std::byte scrap[4096];
       size_t have = 0;
       do {
         have = 0;
-        const size_t wanted = std::min<size_t>(sizeof(scrap), lane.header.length - lane.have);
+        const size_t wanted = std::min(sizeof(scrap), end - lane.have);
         state = ReceiveInto(lane.fd.get(), {scrap, wanted}, &have);
         lane.have += have;
-      } while (state == StreamState::kDone && lane.have < lane.header.length);
+      } while (state == StreamState::kDone && lane.have < end);
     }
+    left -= lane.have - before;
     if (state == StreamState::kEnded) {
       Fail(SessionFault::kLaneEnded);
       return worked;
@@ -234,6 +238,8 @@ bool StreamSession::Receive(EvictLane& lane, uint64_t now_ns) {
       lane.readable = false;
       return worked;
     }
+    // The others first; the rest in another turn.
+    if (lane.have < lane.header.length) return worked;
     const bool stored = lane.state == EvictLane::State::kPayload;
     lane.state = EvictLane::State::kHeader;
     lane.have = 0;

@@ -19,6 +19,13 @@ constexpr uint32_t kOrdersPerTurn = 256;
 
 Result<std::unique_ptr<CarrierLane>> CarrierLane::Start(Connections connections, Memory memory,
                                                         uint32_t window, bool checksums) {
+  auto lane = Create(std::move(connections), memory, window, checksums);
+  if (lane.ok()) lane.value()->thread_ = std::thread([raw = lane.value().get()] { raw->Loop(); });
+  return lane;
+}
+
+Result<std::unique_ptr<CarrierLane>> CarrierLane::Create(Connections connections, Memory memory,
+                                                         uint32_t window, bool checksums) {
   KVSS_CHECK(std::has_single_bit(window) && !connections.evict.empty() && !connections.refill.empty());
   std::unique_ptr<CarrierLane> lane(new CarrierLane(std::move(connections), memory, window, checksums));
   epoll_event stop{.events = EPOLLIN, .data = {.ptr = nullptr}};
@@ -28,7 +35,6 @@ Result<std::unique_ptr<CarrierLane>> CarrierLane::Start(Connections connections,
                        WatchLane(epoll, lane->order_.fd.get(), &lane->order_) &&
                        lane->payload_.WatchWith(epoll);
   if (!watched) return SystemError(Status::kLimitExceeded, "cannot start a carrier lane");
-  lane->thread_ = std::thread([raw = lane.get()] { raw->Loop(); });
   return lane;
 }
 
@@ -52,15 +58,19 @@ CarrierLane::~CarrierLane() {
 }
 
 void CarrierLane::Loop() {
-  while (!stopping_.load(std::memory_order_relaxed)) {
-    bool worked = TakeOrders();
-    worked |= payload_.Pump();
-    worked |= SendAcks();
-    broken_ |= payload_.broken();
-    if (broken_) break;
-    if (!worked) Wait();
+  while (!stopping_.load(std::memory_order_relaxed) && !broken_) {
+    if (!Turn()) Wait(-1);
   }
-  ::eventfd_write(end_.get(), 1);
+}
+
+bool CarrierLane::Turn() {
+  if (broken_) return false;
+  bool worked = TakeOrders();
+  worked |= payload_.Pump();
+  worked |= SendAcks();
+  broken_ |= payload_.broken();
+  if (broken_) ::eventfd_write(end_.get(), 1);
+  return worked;
 }
 
 bool CarrierLane::TakeOrders() {
@@ -83,7 +93,9 @@ bool CarrierLane::TakeOrders() {
 
 bool CarrierLane::Take(const proto::TransferOrder& order) {
   const auto opcode = static_cast<Opcode>(order.opcode);
-  if ((opcode != Opcode::kEvict && opcode != Opcode::kRefill) || order.sequence == 0) return false;
+  if ((opcode != Opcode::kEvict && opcode != Opcode::kRefill) || order.sequence == 0 || order.reserved != 0) {
+    return false;
+  }
   Orders& orders = OrdersOf(opcode);
   uint64_t& open = orders.open[order.sequence & (window_ - 1)];
   if (order.flags == proto::order_flag::kWithdraw) {
@@ -91,8 +103,8 @@ bool CarrierLane::Take(const proto::TransferOrder& order) {
     if (open == order.sequence) payload_.Withdraw(opcode, order.sequence);
     return order.sequence <= orders.last;
   }
-  if (order.flags != 0 || order.reserved != 0 || order.sequence <= orders.last || open != 0 ||
-      order.place >= memory_.places || order.piece_bytes != memory_.piece_bytes) {
+  if (order.flags != 0 || order.sequence <= orders.last || open != 0 || order.place >= memory_.places ||
+      order.piece_bytes != memory_.piece_bytes) {
     return false;
   }
   open = order.sequence;
@@ -130,9 +142,9 @@ bool CarrierLane::SendAcks() {
   return true;
 }
 
-void CarrierLane::Wait() {
+void CarrierLane::Wait(int timeout_ms) {
   epoll_event events[16];
-  const int count = ::epoll_wait(epoll_.get(), events, 16, -1);
+  const int count = ::epoll_wait(epoll_.get(), events, 16, timeout_ms);
   for (int index = 0; index < count; ++index) {
     auto* lane = static_cast<LaneEvents*>(events[index].data.ptr);
     if (lane != nullptr) lane->Note(events[index].events);

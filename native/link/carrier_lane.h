@@ -33,8 +33,19 @@ class CarrierLane final : private PayloadSink {
 
   static Result<std::unique_ptr<CarrierLane>> Start(Connections connections, Memory memory, uint32_t window,
                                                     bool checksums);
+  /// Without a thread: whoever has it calls Turn.
+  static Result<std::unique_ptr<CarrierLane>> Create(Connections connections, Memory memory, uint32_t window,
+                                                     bool checksums);
   /// Stops the thread: nothing touches the memory afterwards.
   ~CarrierLane();
+
+  /// Does what can be done without waiting and answers whether there was anything. The thread does nothing
+  /// else.
+  bool Turn();
+  /// Waits until there may be something to do, at most so long; -1 for ever.
+  void Wait(int timeout_ms);
+  /// A lane has ended, or the driver or the shard broke the protocol: nothing more will be moved.
+  bool broken() const { return broken_; }
 
   /// Readable once the lane has ended by itself.
   int end_fd() const { return end_.get(); }
@@ -54,7 +65,6 @@ class CarrierLane final : private PayloadSink {
   bool Take(const proto::TransferOrder& order);
   bool SendAcks();
   void Moved(proto::Opcode opcode, uint64_t sequence, proto::Status status) override;
-  void Wait();
 
   /// Transfers of one kind that have been ordered and not acknowledged, by sequence.
   struct Orders {

@@ -1,8 +1,10 @@
 #include "link/shard_lane.h"
 
 #include <sys/eventfd.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
 
 namespace kvss {
 
@@ -62,9 +64,10 @@ bool ShardLane::Arm() {
 
 void ShardLane::Disarm() {
   segments_.submit().client_sleeping.store(0, std::memory_order_relaxed);
-  // Takes the count out of the eventfd, so that the next wait does not end at once.
-  eventfd_t ignored;
-  (void)::eventfd_read(completion_wake_.get(), &ignored);
+  // Takes out whatever wakes are there, so that the next wait does not end at once. More than fit in here are
+  // one wake too many and no harm.
+  std::array<std::byte, 4096> ignored;
+  (void)!::read(completion_wake_.get(), ignored.data(), ignored.size());
 }
 
 }  // namespace kvss

@@ -69,13 +69,16 @@ ssize_t SendSome(int fd, const std::deque<OutFrame>& queue, size_t frames) {
   // socket anyway.
   std::array<iovec, 32> parts;
   size_t count = 0;
+  size_t room = kLaneBytesPerTurn;
   for (const OutFrame& frame : queue) {
-    if (frames-- == 0 || count + 2 > parts.size()) break;
+    if (frames-- == 0 || count + 2 > parts.size() || room == 0) break;
     constexpr size_t kHeader = sizeof(frame.header);
     auto* header = const_cast<std::byte*>(reinterpret_cast<const std::byte*>(&frame.header));
     if (frame.sent < kHeader) parts[count++] = {header + frame.sent, kHeader - frame.sent};
     const size_t from = frame.sent > kHeader ? frame.sent - kHeader : 0;
-    parts[count++] = {const_cast<std::byte*>(frame.payload) + from, frame.header.length - from};
+    const size_t bytes = std::min<size_t>(frame.header.length - from, room);
+    parts[count++] = {const_cast<std::byte*>(frame.payload) + from, bytes};
+    room -= bytes;
   }
   msghdr message{};
   message.msg_iov = parts.data();
@@ -119,8 +122,10 @@ void TuneStream(int fd) {
 }
 
 void OutBuffer::Append(const void* data, size_t bytes) {
-  if (empty()) {
-    bytes_.clear();
+  // What has been sent goes, also while a slow reader sees to it that something always waits; not each time,
+  // or the rest would be moved for every few bytes.
+  if (at_ >= bytes_.size() - at_) {
+    bytes_.erase(bytes_.begin(), bytes_.begin() + static_cast<ptrdiff_t>(at_));
     at_ = 0;
   }
   const auto* from = static_cast<const std::byte*>(data);

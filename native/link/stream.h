@@ -26,6 +26,11 @@ struct LaneEvents {
 /// Enters a stream into an epoll, edge-triggered; the data of its events is the LaneEvents.
 bool WatchLane(int epoll_fd, int fd, LaneEvents* lane);
 
+/// Bytes of one lane that are moved before others have their turn. A piece may be a gigabyte, and a peer may
+/// send, or take, as fast as this side does: without a bound the kernel would never say that there is no
+/// more.
+constexpr size_t kLaneBytesPerTurn = 4u << 20;
+
 /// What came of moving bytes over a stream that never blocks.
 enum class StreamState : uint8_t {
   kDone,     ///< all of it
@@ -48,8 +53,8 @@ struct OutFrame {
 };
 
 /// Sends frames from the front of a queue, several with one call, and takes those out that have gone whole:
-/// `finished` is called with the header of each, after it has left the queue. At most `limit` frames.
-/// kPartial where the kernel takes no more, kDone otherwise.
+/// `finished` is called with the header of each, after it has left the queue. At most `limit` frames, and
+/// little more than kLaneBytesPerTurn. kPartial where the kernel takes no more, kDone otherwise.
 template <typename Finished>
 StreamState SendFrames(int fd, std::deque<OutFrame>& queue, size_t limit, Finished&& finished);
 
@@ -79,6 +84,8 @@ class OutBuffer {
   StreamState Flush(int fd);
   bool empty() const { return at_ == bytes_.size(); }
   size_t size() const { return bytes_.size() - at_; }
+  /// Memory that it holds: less than three times the most that ever waited.
+  size_t footprint() const { return bytes_.capacity(); }
 
  private:
   std::vector<std::byte> bytes_;
@@ -105,23 +112,22 @@ class EntryReader {
 
   /// Takes the next entry. kWait where it has not come yet.
   Step Next(int fd, Entry* entry) {
-    for (;;) {
-      if (left_ == 0) {
-        const StreamState state = ReceiveInto(fd, std::as_writable_bytes(std::span(&header_, 1)), &have_);
-        if (state != StreamState::kDone) return state == StreamState::kPartial ? Step::kWait : Step::kEnded;
-        have_ = 0;
-        if (!ValidHeader(header_, type_, UINT32_MAX) || header_.length % sizeof(Entry) != 0)
-          return Step::kCorrupt;
-        left_ = header_.length;
-        if (left_ == 0) continue;
-      }
-      const StreamState state = ReceiveInto(fd, std::as_writable_bytes(std::span(&entry_, 1)), &have_);
+    if (left_ == 0) {
+      const StreamState state = ReceiveInto(fd, std::as_writable_bytes(std::span(&header_, 1)), &have_);
       if (state != StreamState::kDone) return state == StreamState::kPartial ? Step::kWait : Step::kEnded;
       have_ = 0;
-      left_ -= sizeof(Entry);
-      *entry = entry_;
-      return Step::kEntry;
+      // A frame of nothing is none: whoever sent them without end would never be waited for.
+      if (!ValidHeader(header_, type_, UINT32_MAX) || header_.length == 0 ||
+          header_.length % sizeof(Entry) != 0)
+        return Step::kCorrupt;
+      left_ = header_.length;
     }
+    const StreamState state = ReceiveInto(fd, std::as_writable_bytes(std::span(&entry_, 1)), &have_);
+    if (state != StreamState::kDone) return state == StreamState::kPartial ? Step::kWait : Step::kEnded;
+    have_ = 0;
+    left_ -= sizeof(Entry);
+    *entry = entry_;
+    return Step::kEntry;
   }
 
   /// Header of the frame that the last entry came in.
@@ -137,12 +143,14 @@ class EntryReader {
 
 template <typename Finished>
 StreamState SendFrames(int fd, std::deque<OutFrame>& queue, size_t limit, Finished&& finished) {
-  while (limit > 0 && !queue.empty()) {
+  size_t bytes = 0;
+  while (limit > 0 && bytes < kLaneBytesPerTurn && !queue.empty()) {
     const ssize_t taken = SendSome(fd, queue, limit);
     if (taken < 0) {
       if (errno == EINTR) continue;
       return errno == EAGAIN || errno == EWOULDBLOCK ? StreamState::kPartial : StreamState::kEnded;
     }
+    bytes += static_cast<size_t>(taken);
     for (auto left = static_cast<size_t>(taken); left > 0 && !queue.empty();) {
       OutFrame& frame = queue.front();
       const size_t wanted = sizeof(frame.header) + frame.header.length - frame.sent;

@@ -22,6 +22,13 @@ constexpr uint32_t kOrdersPerTurn = 256;
 
 Result<std::unique_ptr<StreamLane>> StreamLane::Start(Connections connections, uint32_t window,
                                                       bool checksums) {
+  auto lane = Create(std::move(connections), window, checksums);
+  if (lane.ok()) lane.value()->thread_ = std::thread([raw = lane.value().get()] { raw->Loop(); });
+  return lane;
+}
+
+Result<std::unique_ptr<StreamLane>> StreamLane::Create(Connections connections, uint32_t window,
+                                                       bool checksums) {
   KVSS_CHECK(std::has_single_bit(window));
   std::unique_ptr<StreamLane> lane(new StreamLane(std::move(connections), window, checksums));
   epoll_event wake{.events = EPOLLIN | EPOLLET, .data = {.ptr = nullptr}};
@@ -31,7 +38,6 @@ Result<std::unique_ptr<StreamLane>> StreamLane::Start(Connections connections, u
   watched = watched && WatchLane(epoll, lane->hio_.fd.get(), &lane->hio_) && lane->payload_.WatchWith(epoll);
   if (lane->has_carrier()) watched = watched && WatchLane(epoll, lane->order_.fd.get(), &lane->order_);
   if (!watched) return SystemError(Status::kLimitExceeded, "cannot start a stream lane");
-  lane->thread_ = std::thread([raw = lane.get()] { raw->Loop(); });
   return lane;
 }
 
@@ -102,24 +108,29 @@ void StreamLane::Disarm() {
 
 void StreamLane::Loop() {
   while (!stopping_.load(std::memory_order_relaxed) && !broken()) {
-    bool worked = TakeOrders();
-    worked |= Send(hio_, descriptors_out_);
-    worked |= payload_.Pump();
-    if (payload_.broken()) Break();
-    worked |= ReceiveCompletions();
-    if (has_carrier()) {
-      worked |= ReceiveAcks();
-      worked |= Send(order_, transfers_out_);
-    }
-    if (put_any_) {
-      put_any_ = false;
-      completions_in_.Publish();
-      // Dekker with Arm.
-      std::atomic_thread_fence(std::memory_order_seq_cst);
-      if (caller_sleeping_.load(std::memory_order_relaxed) != 0) ::eventfd_write(completion_wake_.get(), 1);
-    }
-    if (!worked) Wait();
+    if (!Turn()) Wait(-1);
   }
+}
+
+bool StreamLane::Turn() {
+  if (broken()) return false;
+  bool worked = TakeOrders();
+  worked |= Send(hio_, descriptors_out_);
+  worked |= payload_.Pump();
+  if (payload_.broken()) Break();
+  worked |= ReceiveCompletions();
+  if (has_carrier()) {
+    worked |= ReceiveAcks();
+    worked |= Send(order_, transfers_out_);
+  }
+  if (put_any_) {
+    put_any_ = false;
+    completions_in_.Publish();
+    // Dekker with Arm.
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (caller_sleeping_.load(std::memory_order_relaxed) != 0) ::eventfd_write(completion_wake_.get(), 1);
+  }
+  return worked;
 }
 
 bool StreamLane::TakeOrders() {
@@ -191,7 +202,7 @@ StreamLane::Flight* StreamLane::Find(uint16_t opcode, uint64_t sequence) {
   const uint64_t sent = evict ? evicts_sent_ : commands_sent_;
   if (sequence == 0 || sequence > sent || sent - sequence >= window_) return nullptr;
   Flight& flight = At(Flights(evict), sequence);
-  return flight.active ? &flight : nullptr;
+  return flight.active && flight.order.descriptor.opcode == opcode ? &flight : nullptr;
 }
 
 bool StreamLane::ReceiveCompletions() {
@@ -205,7 +216,10 @@ bool StreamLane::ReceiveCompletions() {
       break;
     }
     Flight* flight = step == Step::kEntry ? Find(completion.opcode, completion.sequence) : nullptr;
-    if (flight == nullptr || flight->answered || completion.user_data != flight->order.descriptor.user_data) {
+    const proto::StreamHeader& header = completions_reader_.header();
+    // Who counts further than there is would have nothing sent any more.
+    if (flight == nullptr || flight->answered || completion.user_data != flight->order.descriptor.user_data ||
+        header.request_id > evicts_sent_ || header.generation > commands_sent_) {
       Break();
       break;
     }
@@ -217,7 +231,6 @@ bool StreamLane::ReceiveCompletions() {
       Withdraw(*flight, completion.sequence);
     }
     FinishIfComplete(*flight);
-    const proto::StreamHeader& header = completions_reader_.header();
     evict_count_.store(std::max(evict_count_.load(std::memory_order_relaxed), header.request_id),
                        std::memory_order_release);
     command_count_.store(std::max(command_count_.load(std::memory_order_relaxed), header.generation),
@@ -250,7 +263,7 @@ bool StreamLane::ReceiveAcks() {
 void StreamLane::Moved(Opcode opcode, uint64_t sequence, Status status) {
   Flight& flight = At(Flights(opcode == Opcode::kEvict), sequence);
   flight.moved = true;
-  flight.damaged = status == Status::kTransferFailed;
+  flight.failed = status != Status::kOk;
   FinishIfComplete(flight);
 }
 
@@ -271,18 +284,21 @@ void StreamLane::FinishIfComplete(Flight& flight) {
   if (!flight.active || !flight.answered || !flight.moved) return;
   flight.active = false;
   --active_;
-  if (flight.damaged) flight.completion.status = static_cast<uint16_t>(Status::kTransferFailed);
+  // What the shard has to say against it is nearer to the cause.
+  if (flight.failed && flight.completion.status == static_cast<uint16_t>(Status::kOk)) {
+    flight.completion.status = static_cast<uint16_t>(Status::kTransferFailed);
+  }
   completions_in_.Put(flight.completion);
   put_any_ = true;
 }
 
-void StreamLane::Wait() {
+void StreamLane::Wait(int timeout_ms) {
   thread_sleeping_.store(1, std::memory_order_relaxed);
   // Dekker with WakeThread.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   const bool orders = orders_out_.Available().value_or(0) > 0 && OrderRoom();
   epoll_event events[16];
-  const int count = ::epoll_wait(epoll_.get(), events, 16, orders || stopping_.load() ? 0 : -1);
+  const int count = ::epoll_wait(epoll_.get(), events, 16, orders || stopping_.load() ? 0 : timeout_ms);
   thread_sleeping_.store(0, std::memory_order_relaxed);
   for (int index = 0; index < count; ++index) {
     auto* lane = static_cast<LaneEvents*>(events[index].data.ptr);

@@ -39,8 +39,16 @@ class StreamLane final : private PayloadSink {
 
   /// `checksums`: payload that is sent carries one. What comes in is checked wherever it has one.
   static Result<std::unique_ptr<StreamLane>> Start(Connections connections, uint32_t window, bool checksums);
+  /// Without a thread: whoever has it calls Turn.
+  static Result<std::unique_ptr<StreamLane>> Create(Connections connections, uint32_t window, bool checksums);
   /// Stops the thread: nothing touches the caller's memory afterwards.
   ~StreamLane();
+
+  /// Does what can be done without waiting and answers whether there was anything. The thread does nothing
+  /// else.
+  bool Turn();
+  /// Waits until there may be something to do, at most so long; -1 for ever.
+  void Wait(int timeout_ms);
 
   /// Hands over as many of `count` orders as there is room for and answers how many.
   uint32_t Submit(const StreamOrder* orders, uint32_t count);
@@ -73,8 +81,8 @@ class StreamLane final : private PayloadSink {
     proto::Completion completion{};
     bool active = false;
     bool answered = false;  ///< the completion has come
-    bool damaged = false;   ///< the bytes that came are not those that its checksum names
     bool moved = false;     ///< all bytes have gone or come, or never will
+    bool failed = false;    ///< they never will, or are not those that their checksum names
   };
 
   void Loop();
@@ -94,7 +102,6 @@ class StreamLane final : private PayloadSink {
   Flight& At(std::vector<Flight>& flights, uint64_t sequence) { return flights[sequence & (window_ - 1)]; }
   /// The operation that a completion or an acknowledgement is about; null where there is no such thing.
   Flight* Find(uint16_t opcode, uint64_t sequence);
-  void Wait();
   void WakeThread();
   void Break();
 

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <netdb.h>
-#include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -12,7 +11,6 @@
 #include <cstring>
 #include <memory>
 
-#include "base/clock.h"
 #include "link/stream.h"
 
 namespace kvss {
@@ -32,7 +30,7 @@ std::string NameOf(const StreamAddress& address) {
   return address.port ? address.host_or_path + ":" + std::to_string(*address.port) : address.host_or_path;
 }
 
-Result<SocketAddress> Resolve(const StreamAddress& address) {
+Result<SocketAddress> Resolve(const StreamAddress& address, int flags = 0) {
   SocketAddress out;
   if (!address.port) {
     sockaddr_un path{};
@@ -48,7 +46,7 @@ Result<SocketAddress> Resolve(const StreamAddress& address) {
   }
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_NUMERICSERV;
+  hints.ai_flags = AI_NUMERICSERV | flags;
   addrinfo* found = nullptr;
   const std::string port = std::to_string(*address.port);
   const int failure = ::getaddrinfo(address.host_or_path.c_str(), port.c_str(), &hints, &found);
@@ -58,18 +56,6 @@ Result<SocketAddress> Resolve(const StreamAddress& address) {
   out.length = found->ai_addrlen;
   std::memcpy(&out.storage, found->ai_addr, found->ai_addrlen);
   return out;
-}
-
-/// Waits until a socket is ready or the time is up.
-bool WaitFor(int fd, short events, uint64_t deadline_ns) {
-  for (;;) {
-    const uint64_t now = MonotonicNanos();
-    if (now >= deadline_ns) return false;
-    pollfd wait{fd, events, 0};
-    const int ready = ::poll(&wait, 1, static_cast<int>((deadline_ns - now) / 1'000'000 + 1));
-    if (ready > 0) return true;
-    if (ready < 0 && errno != EINTR) return false;
-  }
 }
 
 }  // namespace
@@ -107,50 +93,51 @@ UniqueFd StreamListener::Accept() {
   return accepted;
 }
 
-Result<UniqueFd> ConnectLane(const StreamAddress& address, const proto::LaneHello& hello, int timeout_ms) {
-  const uint64_t deadline = MonotonicNanos() + static_cast<uint64_t>(std::max(timeout_ms, 1)) * 1'000'000;
-  const std::string name = NameOf(address);
-  auto resolved = Resolve(address);
+Result<LaneOpening> LaneOpening::Begin(const StreamAddress& address, const proto::LaneHello& hello) {
+  std::string name = NameOf(address);
+  auto resolved = Resolve(address, AI_NUMERICHOST);
   if (!resolved.ok()) return resolved.error();
   const SocketAddress& to = resolved.value();
   UniqueFd fd(::socket(to.family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd.valid()) return SystemError(Status::kLimitExceeded, "socket");
   TuneStream(fd.get());
-  const Error late{Status::kDeadline, name + " did not answer within " + std::to_string(timeout_ms) + " ms"};
-  if (::connect(fd.get(), to.get(), to.length) != 0) {
-    if (errno != EINPROGRESS)
-      return SystemError(Status::kNotAllowed, "cannot connect to a KVSS daemon at " + name);
-    if (!WaitFor(fd.get(), POLLOUT, deadline)) return late;
+  if (::connect(fd.get(), to.get(), to.length) != 0 && errno != EINPROGRESS) {
+    return SystemError(Status::kNotAllowed, "cannot connect to a KVSS daemon at " + name);
+  }
+  return LaneOpening(std::move(name), std::move(fd), hello);
+}
+
+Result<LaneOpening::Wait> LaneOpening::Continue() {
+  if (sent_ < sizeof(hello_)) {
     socklen_t length = sizeof(errno);
-    if (::getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &errno, &length) != 0 || errno != 0) {
-      return SystemError(Status::kNotAllowed, "cannot connect to a KVSS daemon at " + name);
+    if (::getsockopt(fd(), SOL_SOCKET, SO_ERROR, &errno, &length) != 0 || errno != 0) {
+      return SystemError(Status::kNotAllowed, "cannot connect to a KVSS daemon at " + name_);
     }
-  }
-  size_t sent = 0;
-  if (SendFrame(fd.get(), std::as_bytes(std::span(&hello, 1)), {}, &sent) != StreamState::kDone) {
-    return Error{Status::kNotAllowed, name + " does not take a connection"};
-  }
-  proto::LaneWelcome welcome{};
-  for (size_t have = 0;;) {
-    switch (ReceiveInto(fd.get(), std::as_writable_bytes(std::span(&welcome, 1)), &have)) {
+    switch (SendFrame(fd(), std::as_bytes(std::span(&hello_, 1)), {}, &sent_)) {
       case StreamState::kPartial:
-        if (!WaitFor(fd.get(), POLLIN, deadline)) return late;
-        continue;
+        return Wait::kWritable;
       case StreamState::kEnded:
-        return Error{Status::kNotAllowed, name + " closed the connection before it was welcome"};
+        return Error{Status::kNotAllowed, name_ + " does not take a connection"};
       case StreamState::kDone:
-        break;
+        return Wait::kReadable;
     }
-    break;
   }
-  if (welcome.magic != proto::kLaneMagic) return Error{Status::kBadFrame, name + " is not a KVSS daemon"};
-  if (welcome.version != proto::kProtocolVersion) {
-    return Error{Status::kBadVersion, name + " speaks protocol version " + std::to_string(welcome.version)};
+  switch (ReceiveInto(fd(), std::as_writable_bytes(std::span(&welcome_, 1)), &have_)) {
+    case StreamState::kPartial:
+      return Wait::kReadable;
+    case StreamState::kEnded:
+      return Error{Status::kNotAllowed, name_ + " closed the connection before it was welcome"};
+    case StreamState::kDone:
+      break;
   }
-  if (welcome.status != static_cast<uint16_t>(Status::kOk)) {
-    return Error{static_cast<Status>(welcome.status), name + " refused the lane"};
+  if (welcome_.magic != proto::kLaneMagic) return Error{Status::kBadFrame, name_ + " is not a KVSS daemon"};
+  if (welcome_.version != proto::kProtocolVersion) {
+    return Error{Status::kBadVersion, name_ + " speaks protocol version " + std::to_string(welcome_.version)};
   }
-  return fd;
+  if (welcome_.status != static_cast<uint16_t>(Status::kOk)) {
+    return Error{static_cast<Status>(welcome_.status), name_ + " refused the lane"};
+  }
+  return Wait::kNothing;
 }
 
 void AnswerLane(int fd, Status status) {

@@ -11,7 +11,7 @@ export interface Frame {
 export interface Curve {
   name: string;
   color: string;
-  /** What is written at its end. */
+  /** What is written below its end. */
   note?: string;
   /** x rising. */
   points: readonly (readonly [number, number])[];
@@ -35,6 +35,8 @@ const INK = '#1f2328';
 const FAINT = '#57606a';
 const GRID = '#d8dee4';
 const LEGEND_SPACING = 150;
+/** Keeps text readable where it crosses a line. */
+const HALO = 'stroke="#ffffff" stroke-width="4" paint-order="stroke"';
 
 /** A whole picture. `summary` is what a reader who cannot see it is told. */
 export function svgPicture(
@@ -85,7 +87,7 @@ export function lineChart(
     const path = points.map(([left, up]) => `${atX(left).toFixed(1)},${atY(up).toFixed(1)}`).join(' ');
     parts.push(`<polyline points="${path}" fill="none" stroke="${color}" stroke-width="2.5" stroke-linejoin="round"/>`);
     const [endX, endY] = points.at(-1) ?? [0, 0];
-    if (note !== undefined) parts.push(text(atX(endX), atY(endY) - 10, note, 'text-anchor="middle"', color));
+    if (note !== undefined) parts.push(text(atX(endX), atY(endY) + 26, note, `text-anchor="middle" ${HALO}`, color));
   }
   return parts.join('\n');
 }

@@ -1,6 +1,6 @@
 import { systemClock } from '../common/clock.js';
 import { seededRandom } from '../common/random.js';
-import { type ChildDaemon, type LinkName, startChildDaemon } from '../kvss/child_daemon.js';
+import { type LinkName, startChildDaemon } from '../kvss/child_daemon.js';
 import { connectorFor } from '../links/connect.js';
 import { slotBytesOf } from '../proto/slots.js';
 import type { Sequence } from '../swdriver/sequence.js';
@@ -82,15 +82,10 @@ const JOBS = ['a', 'b'];
 /**
  * Two jobs evict bursts of columns at random moments, as wafers do under memory pressure, each to a daemon of its own:
  * first with every daemon at the leaf of the other job's box, so that all bytes cross the spine, then each at the leaf
- * of its own job's box. The seed decides the moments, the same for both arrangements.
+ * of its own job's box. The seed decides the pauses, the same for both arrangements.
  */
 export async function* measureSpine(options: SpineOptions): AsyncGenerator<Measured> {
-  const slots = options.columns * BURSTS_KEPT;
-  const budgets = PIECE_BYTES.map((bytes) => Math.ceil((slots * slotBytesOf(bytes)) / BUDGET_UNIT) * BUDGET_UNIT);
-  await using first = await startChildDaemon(budgets, { link: options.link, hioMode: 'buffered' });
-  await using second = await startChildDaemon(budgets, { link: options.link, hioMode: 'buffered' });
-  const addresses = [first, second].map((daemon: ChildDaemon) => daemon.streams ?? daemon.socket);
-  for (const over of ARRANGEMENTS) yield await measure(over, addresses, options);
+  for (const over of ARRANGEMENTS) yield await measure(over, options);
 }
 
 /** A quantile for people. */
@@ -98,7 +93,13 @@ export function quantileText(ms: number | null, deadlineMs: number): string {
   return ms === null ? `over ${deadlineMs} ms` : `${ms.toFixed(1)} ms`;
 }
 
-async function measure(over: Arrangement, addresses: readonly string[], options: SpineOptions): Promise<Measured> {
+async function measure(over: Arrangement, options: SpineOptions): Promise<Measured> {
+  const slots = options.columns * BURSTS_KEPT;
+  const budgets = PIECE_BYTES.map((bytes) => Math.ceil((slots * slotBytesOf(bytes)) / BUDGET_UNIT) * BUDGET_UNIT);
+  // Daemons of their own for each arrangement: nothing of the one before is left in them.
+  await using first = await startChildDaemon(budgets, { link: options.link, hioMode: 'buffered' });
+  await using second = await startChildDaemon(budgets, { link: options.link, hioMode: 'buffered' });
+  const addresses = [first, second].map((daemon) => daemon.streams ?? daemon.socket);
   const atLeaf = (leaf: number) => PIECE_BYTES.map(() => leaf);
   const topology = new Topology(
     {

@@ -22,7 +22,7 @@ export function drawSpine(measured: readonly Measured[], deadlineMs: number, sha
     lineChart(
       { x: 8, y: 72, width: 560, height: 360 },
       'How soon a column of a burst is stored',
-      { label: 'time since the burst began, ms', max: niceMax(slowest) },
+      { label: 'time since the burst began, ms', max: niceMax(1.05 * slowest) },
       { label: 'columns of both jobs, %', max: 100 },
       measured.map(({ figures: { over, jobs }, latenciesMs }) => {
         const dropped = jobs.reduce((sum, { columnsDropped }) => sum + columnsDropped, 0);
@@ -35,7 +35,7 @@ export function drawSpine(measured: readonly Measured[], deadlineMs: number, sha
     barChart(
       { x: 588, y: 72, width: 364, height: 360 },
       'What is stored',
-      { label: 'MB/s', max: niceMax(1.05 * Math.max(...rates.flat())) },
+      { label: 'MB/s', max: niceMax(1.1 * Math.max(...rates.flat())) },
       {
         groups: (measured[0]?.figures.jobs ?? []).map(({ job }) => `job ${job}`),
         series: measured.map(({ figures }, index) => ({ ...LOOK[figures.over], values: rates[index] as number[] })),

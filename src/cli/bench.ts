@@ -2,6 +2,7 @@ import { closeSync, openSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { type HioFigures, measureHioModes } from '../bench/hio_modes.js';
+import { measurePressure } from '../bench/pressure.js';
 import {
   ARRANGEMENTS,
   COLUMN_BYTES,
@@ -12,9 +13,9 @@ import {
 } from '../bench/spine.js';
 import { drawSpine } from '../bench/spine_plot.js';
 import { localError, messageOf } from '../common/errors.js';
-import { formatBytes, formatCount } from '../common/units.js';
+import { formatBytes, formatCount, parseBytes } from '../common/units.js';
 import type { LinkName } from '../kvss/child_daemon.js';
-import type { PathInput, TopologyInput } from '../wafer/topology.js';
+import { checkPath, type PathInput, type TopologyInput } from '../wafer/topology.js';
 import { integerListOption, integerOption, positiveOption } from './options.js';
 import { Progress } from './progress.js';
 import { alignRows } from './table.js';
@@ -39,8 +40,8 @@ interface SpineFlags {
   svg?: string;
 }
 
-const RAIL = { bandwidth: '200MB', latencyUs: 20, jitterUs: 10, burst: '1MiB' };
-const SPINE = { bandwidth: '200MB', latencyUs: 60, jitterUs: 200, burst: '1MiB' };
+const RAIL = { bandwidth: '100MB', latencyUs: 20, jitterUs: 10, burst: '1MiB' };
+const SPINE = { bandwidth: '100MB', latencyUs: 60, jitterUs: 200, burst: '1MiB' };
 
 export function benchCommand(): Command {
   const bench = new Command('bench').description('measure this machine');
@@ -56,14 +57,17 @@ export function benchCommand(): Command {
     .description('bursts of evicts of two jobs over one emulated spine, and over an emulated rail each')
     .option('--seconds <n>', 'how long each of the two arrangements runs', positiveOption, 10)
     .option('--columns <n>', `columns of a burst, ${formatBytes(COLUMN_BYTES)} each`, integerOption(1, 4096), 64)
-    .option('--period <ms>', 'mean time between bursts of a job, in milliseconds', positiveOption, 120)
-    .option('--deadline <ms>', 'longest that a column may take, in milliseconds', positiveOption, 150)
-    .option('--rail <settings>', `the path of each rail; what is left out is ${spell(RAIL)}`, pathOption(RAIL), RAIL)
-    .option(
-      '--spine <settings>',
-      `the path of the spine; what is left out is ${spell(SPINE)}`,
-      pathOption(SPINE),
-      SPINE,
+    .option('--period <ms>', 'mean time between bursts of a job, in milliseconds', positiveOption, 240)
+    .option('--deadline <ms>', 'longest that a column may take, in milliseconds', positiveOption, 400)
+    .addOption(
+      new Option('--rail <settings>', 'the path of each rail; what is not given stays as it is')
+        .default(RAIL, spell(RAIL))
+        .argParser(pathOption(RAIL)),
+    )
+    .addOption(
+      new Option('--spine <settings>', 'the path of the spine, likewise')
+        .default(SPINE, spell(SPINE))
+        .argParser(pathOption(SPINE)),
     )
     .addOption(
       new Option('--spine-use <what>', 'what happens to links over the spine')
@@ -77,6 +81,18 @@ export function benchCommand(): Command {
     .option('--json', 'print one JSON object')
     .option('--svg <file>', 'write a plot')
     .action(spine);
+  bench
+    .command('pressure')
+    .description('conversations that do not fit into the memory of a wafer are evicted in bursts and come back')
+    .option('--sequences <count>', 'conversations', integerOption(1, 4096), 32)
+    .option('--prompt-columns <count>', 'columns of the prompt of each', integerOption(1), 32)
+    .option('--decode-columns <count>', 'columns that each generates', integerOption(1), 32)
+    .option('--memory-columns <count>', 'columns that the memory of the wafer holds', integerOption(1), 512)
+    .option('--high-water <share>', 'share of the memory above which columns have to go', positiveOption, 0.9)
+    .option('--low-water <share>', 'share of the memory at which that ends', positiveOption, 0.5)
+    .option('--seed <n>', 'seed of the tokens', integerOption(0, 2 ** 32 - 1), 1)
+    .option('--json', 'print one JSON object')
+    .action(pressure);
   return bench;
 }
 
@@ -86,7 +102,7 @@ function spell(path: Readonly<Record<string, unknown>>): string {
     .join(',');
 }
 
-/** Settings of a path such as `bandwidth=400MB,latencyUs=5`; the topology says what is wrong with a value. */
+/** Settings of a path such as `bandwidth=400MB,latencyUs=5`. */
 function pathOption(defaults: PathInput): (text: string) => PathInput {
   return (text) => {
     const given = text.split(',').map((setting) => {
@@ -96,7 +112,13 @@ function pathOption(defaults: PathInput): (text: string) => PathInput {
       }
       return [key, Number.isNaN(Number(value)) ? value : Number(value)];
     });
-    return { ...defaults, ...Object.fromEntries(given) };
+    const path = { ...defaults, ...Object.fromEntries(given) };
+    try {
+      checkPath(path);
+    } catch (thrown) {
+      throw new InvalidArgumentError(messageOf(thrown));
+    }
+    return path;
   };
 }
 
@@ -145,7 +167,11 @@ async function spine(flags: SpineFlags): Promise<void> {
   }
   const arrangements = measured.map(({ figures }) => figures);
   const bursts = `${shape.columns} columns of ${formatBytes(COLUMN_BYTES)} a burst, one every ${period} ms for each job`;
-  if (svg !== undefined) writeFileSync(svg, drawSpine(measured, deadline, bursts));
+  if (svg !== undefined) {
+    const rate = ({ bandwidth }: PathInput) => `${formatCount(parseBytes(bandwidth) / 1e6)} MB/s`;
+    const paths = `each rail ${rate(shape.rail)}, the spine ${rate(shape.spine)}`;
+    writeFileSync(svg, drawSpine(measured, deadline, `${bursts}; ${paths}`));
+  }
   if (json) {
     console.log(
       JSON.stringify({ ...shape, periodMs: period, deadlineMs: deadline, columnBytes: COLUMN_BYTES, arrangements }),
@@ -185,4 +211,37 @@ function checkWritable(file: string): void {
   } catch (cause) {
     throw localError('KVSS_BAD_INPUT', `cannot write ${file}: ${messageOf(cause)}`, cause);
   }
+}
+
+interface PressureFlags {
+  sequences: number;
+  promptColumns: number;
+  decodeColumns: number;
+  memoryColumns: number;
+  highWater: number;
+  lowWater: number;
+  seed: number;
+  json?: boolean;
+}
+
+async function pressure(flags: PressureFlags): Promise<void> {
+  const figures = await measurePressure(flags);
+  if (flags.json) {
+    console.log(JSON.stringify(figures));
+  } else {
+    const gbps = `${figures.burstGBps.toFixed(2)} GB/s`;
+    const rows = [
+      ['bursts', `${figures.bursts}`],
+      ['columns evicted in them', `${formatCount(figures.burstColumns)} of ${formatBytes(figures.columnBytes)}`],
+      ['a burst, p50 and p99', `${figures.burstP50Ms.toFixed(1)} ms, ${figures.burstP99Ms.toFixed(1)} ms, ${gbps}`],
+      ['columns that came back', formatCount(figures.columnsRefilled)],
+      ['columns computed again', formatCount(figures.columnsRecomputed)],
+      ['columns generated', formatCount(figures.columnsGenerated)],
+      ['payload through the driver', formatBytes(figures.driverPayloadBytes)],
+      ['verified', `${formatBytes(figures.bytesVerified)}, ${figures.mismatches} mismatches`],
+      ['seconds', figures.seconds.toFixed(1)],
+    ];
+    console.log(alignRows(rows));
+  }
+  if (figures.mismatches > 0) process.exitCode = 1;
 }

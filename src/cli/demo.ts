@@ -4,7 +4,7 @@ import { startChildDaemon } from '../kvss/child_daemon.js';
 import { agentSessions } from '../replay/agent_sessions.js';
 import { ReplayMeter, type ReplayReport } from '../replay/replay.js';
 import { SwDriver } from '../swdriver/sw_driver.js';
-import { EmulatedWafer } from '../wafer/emulated_wafer.js';
+import { StampingRuntime } from '../wafer/stamping_runtime.js';
 import { reportTable } from './table.js';
 
 interface DemoFlags {
@@ -54,7 +54,7 @@ async function demo(flags: DemoFlags): Promise<void> {
 }
 
 async function converse(driver: SwDriver, say: (text: string) => void): Promise<ReplayReport> {
-  const meter = new ReplayMeter(driver, new EmulatedWafer(driver.columnTokens));
+  const meter = new ReplayMeter(driver, new StampingRuntime(driver.columnTokens));
   for (const { isolationId, session, turn, about, tokens } of agentSessions()) {
     const { hitTokens, stored } = await meter.serve(isolationId, tokens);
     const share = tokens.length === 0 ? 0 : (100 * hitTokens) / tokens.length;

@@ -1,14 +1,21 @@
 import { Command, Option } from 'commander';
+import { systemClock } from '../common/clock.js';
 import { localError } from '../common/errors.js';
 import { formatBytes, formatCount } from '../common/units.js';
 import { type ChildDaemon, type LinkName, startChildDaemon } from '../kvss/child_daemon.js';
+import { readConfigFile } from '../kvss/config.js';
 import { connectorFor } from '../links/connect.js';
 import type { StreamOptions } from '../links/stream_connection.js';
 import { slotBytesOf } from '../proto/slots.js';
 import { ReplayMeter, replayTraces } from '../replay/replay.js';
 import { readTrace, type Trace, workingSetColumns } from '../replay/trace.js';
-import { SwDriver } from '../swdriver/sw_driver.js';
-import { EmulatedWafer } from '../wafer/emulated_wafer.js';
+import { SwDriver, type SwDriverOptions } from '../swdriver/sw_driver.js';
+import { startChildWafer } from '../wafer/child_wafer.js';
+import { RemoteWafer } from '../wafer/remote_wafer.js';
+import { overTopology } from '../wafer/shaped_link.js';
+import { StampingRuntime } from '../wafer/stamping_runtime.js';
+import { Topology, type TopologyInput } from '../wafer/topology.js';
+import { WaferRuntime } from '../wafer/wafer_runtime.js';
 import { addressesOption, integerListOption, integerOption, positiveOption } from './options.js';
 import { Progress } from './progress.js';
 import { reportTable } from './table.js';
@@ -23,6 +30,12 @@ interface ReplayFlags {
   daemons?: number;
   wioStreams: number;
   checksums?: boolean;
+  /** true: one of its own. */
+  wafer?: string | true;
+  waferColumns?: number;
+  topology?: string;
+  box?: string;
+  refuseSpine?: boolean;
   deadlineMs: number;
   speed?: number;
   json?: boolean;
@@ -51,7 +64,9 @@ export function replayCommand(): Command {
         .argParser(addressesOption)
         .conflicts(['link', 'daemons']),
     )
-    .addOption(new Option('--token <secret>', 'what the daemons want to see of who connects').env('KVSS_TOKEN'))
+    .addOption(
+      new Option('--token <secret>', 'what the daemons, and a wafer, want to see of who connects').env('KVSS_TOKEN'),
+    )
     .addOption(
       new Option('--striping <where>', 'a column lies across all daemons, or within one of them')
         .choices(['across', 'within'])
@@ -74,12 +89,26 @@ export function replayCommand(): Command {
     )
     .option('--daemons <count>', 'daemons to start, of four shards each; 1 over shm, else 2', integerOption(1, 16))
     .option('--wio-streams <count>', 'streams for payload of each direction for each shard', integerOption(1, 16), 1)
+    .addOption(
+      new Option(
+        '--wafer [address]',
+        'a wafer in a process of its own has the memory and carries the payload: starts one, or uses the one there',
+      ).env('KVSS_WAFER'),
+    )
+    .option(
+      '--wafer-columns <count>',
+      'columns that the memory of the wafer holds; as many as the longest request has if left out',
+      integerOption(1),
+    )
+    .option('--topology <file>', 'YAML file with rails and a spine that the links run over; see docs/OPERATIONS.md')
+    .option('--box <name>', 'box of the topology that the driver works for; its only one if left out')
+    .option('--refuse-spine', 'end with an error where a link would cross the spine')
     .option('--checksums', 'streams carry a CRC-32C with each piece')
     .option(
       '--deadline-ms <ms>',
-      'longest that one refill or evict waits for the daemons',
+      'longest that one refill or evict waits for the daemons; an engine would wait for less',
       integerOption(1, LONGEST_DEADLINE_MS),
-      1_000,
+      10_000,
     )
     .option(
       '--speed <factor>',
@@ -87,7 +116,11 @@ export function replayCommand(): Command {
       positiveOption,
     )
     .option('--json', 'print one JSON object')
-    .action(replay);
+    .action(async (paths: string[], flags: ReplayFlags) => {
+      await replay(paths, flags);
+      // A daemon that was lost may still be being reached for, and nobody waits for that.
+      process.exit();
+    });
 }
 
 /** Where the shards are, and how columns lie on them. */
@@ -148,9 +181,13 @@ function layoutOf(traces: readonly Trace[], shards: readonly number[], flags: Re
 
 async function run(traces: Trace[], daemons: string[], layout: Layout, flags: ReplayFlags): Promise<void> {
   const { bytesPerToken } = layout;
+  const columnBytes = bytesPerToken.reduce((sum, bytes) => sum + bytes * COLUMN_TOKENS, 0);
+  await using wafer = await openWafer(traces, layout, flags);
   await using driver = await SwDriver.connect({
     daemons,
     ...streamOptions(flags),
+    ...(wafer ? { carrier: wafer.remote.carrier } : {}),
+    ...topologyOptions(flags, wafer?.remote),
     model: {
       id: 'replay',
       revision: '1',
@@ -168,14 +205,17 @@ async function run(traces: Trace[], daemons: string[], layout: Layout, flags: Re
   driver.on('down', (stripe, reason) => console.error(`kvss: ${which(stripe)} lost: ${reason}`));
   driver.on('up', (stripe) => console.error(`kvss: ${which(stripe)} back`));
   if (!flags.json) {
-    const column = bytesPerToken.reduce((sum, bytes) => sum + bytes * COLUMN_TOKENS, 0);
     const each = flags.striping === 'within' && daemons.length > 1 ? `, on each of ${daemons.length} daemons` : '';
     console.log(
-      `${formatCount(driver.capacityColumns)} columns of ${formatBytes(column)} over ${bytesPerToken.length} shards${each}`,
+      `${formatCount(driver.capacityColumns)} columns of ${formatBytes(columnBytes)} over ${bytesPerToken.length} shards${each}`,
     );
+    if (wafer) console.log(`a wafer with memory for ${formatCount(wafer.remote.places)} columns carries the payload`);
   }
   const total = traces.reduce((sum, trace) => sum + trace.requests.length, 0);
-  const meter = new ReplayMeter(driver, new EmulatedWafer(COLUMN_TOKENS));
+  const runtime = wafer
+    ? new WaferRuntime(wafer.remote, COLUMN_TOKENS, columnBytes)
+    : new StampingRuntime(COLUMN_TOKENS);
+  const meter = new ReplayMeter(driver, runtime);
   const progress = new Progress(() => `${formatCount(meter.requests)} of ${formatCount(total)} requests`);
   try {
     await replayTraces(traces, meter, flags.speed);
@@ -185,6 +225,61 @@ async function run(traces: Trace[], daemons: string[], layout: Layout, flags: Re
   const report = meter.report();
   console.log(flags.json ? JSON.stringify(report) : reportTable(report));
   if (report.mismatches > 0) process.exitCode = 1;
+}
+
+interface OpenWafer extends AsyncDisposable {
+  remote: RemoteWafer;
+}
+
+/** The wafer that is asked for, started where there is none. */
+async function openWafer(traces: readonly Trace[], layout: Layout, flags: ReplayFlags): Promise<OpenWafer | undefined> {
+  if (flags.wafer === undefined) return undefined;
+  if (flags.link === 'shm' && flags.connect === undefined) {
+    throw localError('KVSS_BAD_INPUT', '--wafer: a wafer reaches shards over streams; add --link tcp or --link unix');
+  }
+  const { bytesPerToken } = layout;
+  const longest = Math.max(1, ...traces.flatMap(({ requests }) => requests.map(({ inputTokens }) => inputTokens)));
+  const child =
+    flags.wafer === true
+      ? await startChildWafer({
+          bytesPerToken,
+          columnTokens: COLUMN_TOKENS,
+          memoryColumns: flags.waferColumns ?? Math.ceil(longest / COLUMN_TOKENS),
+          link: flags.link === 'unix' ? 'unix' : 'tcp',
+        })
+      : undefined;
+  try {
+    const remote = await RemoteWafer.connect(child?.address ?? (flags.wafer as string), {
+      deadlineMs: connectDeadlineMs(layout),
+      ...(flags.token === undefined ? {} : { token: flags.token }),
+    });
+    return {
+      remote,
+      async [Symbol.asyncDispose]() {
+        await remote.close();
+        await child?.[Symbol.asyncDispose]();
+      },
+    };
+  } catch (thrown) {
+    await child?.[Symbol.asyncDispose]();
+    throw thrown;
+  }
+}
+
+/** Links over emulated rails and a spine, where a topology says so. */
+function topologyOptions(flags: ReplayFlags, remote: RemoteWafer | undefined): Partial<SwDriverOptions> {
+  if (flags.topology === undefined) {
+    if (flags.refuseSpine) throw localError('KVSS_BAD_INPUT', '--refuse-spine: there is a spine only with --topology');
+    return {};
+  }
+  const config = readConfigFile(flags.topology) as unknown as TopologyInput;
+  const spineUse = flags.refuseSpine ? { spineUse: 'refuse' as const } : {};
+  const topology = new Topology({ ...config, ...spineUse }, systemClock, (message) =>
+    console.error(`kvss: ${message}`),
+  );
+  const box = flags.box ?? Object.keys(config.boxes ?? {})[0] ?? '';
+  const connector = connectorFor({ ...streamOptions(flags), ...(remote ? { carrier: remote.carrier } : {}) });
+  return { connector: overTopology(connector, topology, box) };
 }
 
 /** Unequal sizes, as large as fits comfortably: hit rates do not depend on them, bytes moved do. */

@@ -1,4 +1,5 @@
 import { type DescriptorBundle, type NativeChannel, native, nativeError } from '../binding/native.js';
+import { type Clock, systemClock } from '../common/clock.js';
 import { KvssError, localError, messageOf } from '../common/errors.js';
 import { VERSION } from '../common/version.js';
 import { decodeFrame, encodeFrame, FrameType, type PayloadOf, parsePayload } from '../proto/frames.js';
@@ -40,6 +41,7 @@ export class ControlClient {
   private constructor(
     private readonly channel: NativeChannel,
     private readonly deadlineMs: number,
+    private readonly clock: Clock,
   ) {
     channel.start(
       (bytes, descriptors) => this.#receive(bytes, descriptors),
@@ -68,8 +70,9 @@ export class ControlClient {
     opening: Opening,
     expects: Answers[Opening],
     token?: string,
+    clock: Clock = systemClock,
   ): Promise<{ client: ControlClient; welcome: PayloadOf<Answers[Opening]> }> {
-    const client = new ControlClient(channel, deadlineMs);
+    const client = new ControlClient(channel, deadlineMs, clock);
     try {
       const { payload } = await client.request(
         opening,
@@ -96,14 +99,14 @@ export class ControlClient {
   ): Promise<{ payload: PayloadOf<Answer>; descriptors: DescriptorBundle | null }> {
     if (this.#ended) throw localError('KVSS_UNREACHABLE', this.#endReason);
     const requestId = this.#nextRequest++;
-    let timer: NodeJS.Timeout | undefined;
+    let cancel = () => {};
     try {
       const answer = await new Promise<{ payload: unknown; descriptors: DescriptorBundle | null }>(
         (resolve, reject) => {
           this.#pending.set(requestId, { resolve, reject, expects });
-          timer = setTimeout(() => {
+          cancel = this.clock.schedule(deadlineMs, () => {
             reject(localError('KVSS_TIMEOUT', `no answer to ${name} within ${deadlineMs} ms`));
-          }, deadlineMs);
+          });
           this.channel.send(encodeFrame({ type: FrameType[name], requestId, payload }));
         },
       );
@@ -111,7 +114,7 @@ export class ControlClient {
     } catch (thrown) {
       throw nativeError(thrown);
     } finally {
-      clearTimeout(timer);
+      cancel();
       this.#pending.delete(requestId);
     }
   }

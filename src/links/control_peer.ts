@@ -1,4 +1,5 @@
 import { type DescriptorBundle, type NativeChannel, nativeError } from '../binding/native.js';
+import { type Clock, systemClock } from '../common/clock.js';
 import { KvssError, messageOf } from '../common/errors.js';
 import { decodeFrame, encodeFrame, type Frame, FrameType, Payload, type PayloadOf } from '../proto/frames.js';
 import { frameTypeName, MAX_SHARDS, Status } from '../proto/generated.js';
@@ -37,7 +38,7 @@ const OPENING_TIMEOUT_MS = 5_000;
 
 /** The served end of a control connection: takes requests in order, answers them, and gives up on peers that misbehave. */
 export class ControlPeer {
-  readonly #impatience: NodeJS.Timeout;
+  readonly #calmDown: () => void;
   #introduced = false;
   #pending = 0;
   #ended = false;
@@ -46,11 +47,11 @@ export class ControlPeer {
   constructor(
     private readonly channel: NativeChannel,
     private readonly service: ControlService,
+    clock: Clock = systemClock,
   ) {
-    this.#impatience = setTimeout(() => {
+    this.#calmDown = clock.schedule(OPENING_TIMEOUT_MS, () => {
       this.refuse(KvssError.ofStatus(Status.deadline, `the peer did not say ${frameTypeName(service.opening)}`));
-    }, OPENING_TIMEOUT_MS);
-    this.#impatience.unref();
+    });
     channel.start(
       (bytes, descriptors) => this.#receive(bytes, descriptors),
       () => this.end('the driver has gone'),
@@ -72,7 +73,7 @@ export class ControlPeer {
     if (this.#introduced) {
       throw KvssError.ofStatus(Status.badFrame, `${frameTypeName(opening)} was said already`);
     }
-    clearTimeout(this.#impatience);
+    this.#calmDown();
     if (wanted !== undefined && !sameSecret(wanted, token ?? '')) {
       throw KvssError.ofStatus(
         Status.notAllowed,
@@ -93,7 +94,7 @@ export class ControlPeer {
   end(reason: string): Promise<void> {
     if (this.#ended) return this.#work;
     this.#ended = true;
-    clearTimeout(this.#impatience);
+    this.#calmDown();
     this.channel.close();
     this.service.ending(reason);
     // After the request that is being served, so that nothing is handed out behind the back of the clean-up.

@@ -16,6 +16,14 @@ export interface GrantedMemory {
   slotBytes: number;
 }
 
+/** A grant that is mapped into this process. */
+export interface MappedGrant {
+  /** Equal whole numbers of slots, the last one what is left. */
+  windows: readonly ArrayBuffer[];
+  grantId: number;
+  slotBytes: number;
+}
+
 /** A shard in the same host: rings in shared memory, slots mapped into this process. */
 export class ShmLink implements ShardLink {
   readonly inPlace = true;
@@ -23,33 +31,28 @@ export class ShmLink implements ShardLink {
   readonly #lane: NativeLane;
   readonly #writer: DescriptorWriter;
   readonly #completions: CompletionReader;
-  readonly #windows: ArrayBuffer[];
   readonly #slotsPerWindow: number;
-  readonly #ringEntries: number;
-  readonly #grantId: number;
-  readonly #slotBytes: number;
 
-  private constructor(
-    session: LaneEndpoints,
-    grant: GrantedMemory,
-    windows: ArrayBuffer[],
+  constructor(
+    attach: (onWake: () => void) => NativeLane,
+    private readonly ringEntries: number,
+    private readonly grant: MappedGrant,
     readonly slots: number,
     readonly pieceBytes: number,
   ) {
-    this.#windows = windows;
-    this.#slotsPerWindow = (windows[0]?.byteLength ?? grant.slotBytes) / grant.slotBytes;
-    this.#lane = new native.Lane(session.descriptors, session.ringEntries, () => this.onReady());
+    this.#slotsPerWindow = (grant.windows[0]?.byteLength ?? grant.slotBytes) / grant.slotBytes;
+    this.#lane = attach(() => this.onReady());
     this.#writer = new DescriptorWriter(this.#lane.descriptors);
     this.#completions = new CompletionReader(this.#lane.completions);
-    this.#ringEntries = session.ringEntries;
-    this.#grantId = grant.grantId;
-    this.#slotBytes = grant.slotBytes;
   }
 
   /** Maps the grant and attaches to the rings. Takes the descriptors. */
   static async open(session: LaneEndpoints, grant: GrantedMemory, slots: number, pieceBytes: number): Promise<ShmLink> {
-    const windows = await native.mapGrant(grant.descriptors, slots, grant.slotBytes);
-    return new ShmLink(session, grant, windows, slots, pieceBytes);
+    const { grantId, slotBytes } = grant;
+    const { ringEntries } = session;
+    const windows = await native.mapGrant(grant.descriptors, slots, slotBytes);
+    const attach = (onWake: () => void) => new native.Lane(session.descriptors, ringEntries, onWake);
+    return new ShmLink(attach, ringEntries, { windows, grantId, slotBytes }, slots, pieceBytes);
   }
 
   get places(): number {
@@ -58,8 +61,8 @@ export class ShmLink implements ShardLink {
 
   piece(slot: number): Uint8Array {
     const window = Math.floor(slot / this.#slotsPerWindow);
-    const memory = this.#windows[window] as ArrayBuffer;
-    return new Uint8Array(memory, (slot - window * this.#slotsPerWindow) * this.#slotBytes, this.pieceBytes);
+    const memory = this.grant.windows[window] as ArrayBuffer;
+    return new Uint8Array(memory, (slot - window * this.#slotsPerWindow) * this.grant.slotBytes, this.pieceBytes);
   }
 
   payloadBytes(): number {
@@ -71,9 +74,9 @@ export class ShmLink implements ShardLink {
   }
 
   submit(batch: OperationBatch, from: number): number {
-    const count = Math.min(batch.length - from, this.#ringEntries);
+    const count = Math.min(batch.length - from, this.ringEntries);
     for (let index = 0; index < count; index += 1) {
-      this.#writer.put(index, batch, from + index, this.#grantId, this.pieceBytes);
+      this.#writer.put(index, batch, from + index, this.grant.grantId, this.pieceBytes);
     }
     return batch.opcode === Opcode.evict ? this.#lane.submitEvicts(count) : this.#lane.submitCommands(count);
   }

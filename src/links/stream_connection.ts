@@ -102,7 +102,8 @@ export class StreamConnection implements DaemonConnection {
       throw localError('KVSS_UNREACHABLE', 'the daemon has gone');
     }
     const link = new StreamLink(
-      { streams, evictLanes: lanes, refillLanes: lanes, window, checksums },
+      (onWake) => new native.StreamLane(streams, lanes, lanes, window, onWake, checksums),
+      window,
       grantId,
       slots,
       pieceBytes,

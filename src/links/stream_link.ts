@@ -1,17 +1,7 @@
-import { type DescriptorBundle, type NativeStreamLane, native } from '../binding/native.js';
+import type { NativeStreamLane } from '../binding/native.js';
 import { localError } from '../common/errors.js';
 import { CompletionReader, DescriptorWriter } from './descriptor_writer.js';
 import type { CompletionHandler, OperationBatch, PlaceMemory, ShardLink } from './link.js';
-
-/** Lanes of one session on one shard, opened. */
-export interface StreamLanes {
-  /** HIO, then evict lanes, then refill lanes; or HIO and the order lane of a carrier, and no other lanes. */
-  streams: DescriptorBundle;
-  evictLanes: number;
-  refillLanes: number;
-  window: number;
-  checksums: boolean;
-}
 
 /**
  * A shard that is reached over streams. Pieces are sent from and received into memory of this process that is registered
@@ -31,21 +21,15 @@ export class StreamLink implements ShardLink {
   #broken = false;
 
   constructor(
-    lanes: StreamLanes,
+    start: (onWake: () => void) => NativeStreamLane,
+    window: number,
     private readonly grantId: number,
     readonly slots: number,
     readonly pieceBytes: number,
     private readonly memory: PlaceMemory | { places: number },
   ) {
-    this.#lane = new native.StreamLane(
-      lanes.streams,
-      lanes.evictLanes,
-      lanes.refillLanes,
-      lanes.window,
-      () => this.onReady(),
-      lanes.checksums,
-    );
-    this.#queue = lanes.window;
+    this.#lane = start(() => this.onReady());
+    this.#queue = window;
     this.#writer = new DescriptorWriter(this.#lane.descriptors);
     this.#completions = new CompletionReader(this.#lane.completions);
     this.#places = new Float64Array(this.#lane.places);

@@ -1,8 +1,15 @@
 import type { Clock } from '../common/clock.js';
 import { KvssError, localError } from '../common/errors.js';
 import { NumberPool } from '../common/number_pool.js';
-import type { Connector, DaemonConnection, OperationBatch, PlaceMemory, ShardLink } from '../links/link.js';
-import { MAX_SLOTS_PER_GRANT, Opcode, Status } from '../proto/generated.js';
+import type {
+  CompletionHandler,
+  Connector,
+  DaemonConnection,
+  OperationBatch,
+  PlaceMemory,
+  ShardLink,
+} from '../links/link.js';
+import { MAX_OPERATION_TIMEOUT_US, MAX_SLOTS_PER_GRANT, Opcode, Status } from '../proto/generated.js';
 
 /** Which shards make a stripe: together they hold whole columns, each its own piece. */
 export interface StripeAddress {
@@ -32,6 +39,9 @@ interface RunningBatch extends OperationBatch {
   /** Shards that have not finished an item yet, by item. */
   readonly unfinished: Uint16Array;
   readonly outcome: BatchOutcome;
+  /** Items that have not finished, by shard. */
+  readonly openAt: Uint32Array;
+  readonly issuedAt: number;
   /** Operations of all items on all shards that have not finished. */
   open: number;
   settle: ((outcome: BatchOutcome) => void) | undefined;
@@ -86,8 +96,11 @@ export class Stripe {
   #payloadBytesBefore = 0;
   /** Those that wait for a place. */
   #waiters: (() => void)[] = [];
-  /** Something did not finish in time: nothing new is tried until something finishes. */
-  #suspect = false;
+  /** Shards that a call has waited for in vain: nothing new is tried until they finish something. */
+  readonly #silent = new Set<number>();
+  /** When each shard has last finished something. */
+  #heardAt: number[] = [];
+  #handlers: CompletionHandler[] = [];
   #evictsIssued = 0;
   #nextBatch = 1;
   readonly #batches = new Map<number, RunningBatch>();
@@ -105,7 +118,7 @@ export class Stripe {
 
   /** Whether columns can be stored and refilled. */
   get usable(): boolean {
-    return this.#links.length > 0 && !this.#draining && !this.#suspect;
+    return this.#links.length > 0 && !this.#draining && this.#silent.size === 0;
   }
 
   /** Columns that fit; 0 while the stripe is down. */
@@ -134,6 +147,9 @@ export class Stripe {
         connections.push(await this.connect(daemon, this.settings.connectDeadlineMs));
       }
       const links = await this.#openLinks(connections);
+      if (links.some((link) => link.inPlace !== links[0]?.inPlace)) {
+        throw localError('KVSS_BAD_INPUT', 'a column cannot lie across shards in place and shards over streams');
+      }
       if (this.#closed) throw localError('KVSS_CLOSED', 'the driver was closed');
       if (connections.some((connection) => connection.ended)) {
         throw localError('KVSS_UNREACHABLE', 'a daemon went while the others were being connected');
@@ -271,9 +287,11 @@ export class Stripe {
       // A command comes after every evict issued before it. An evict has no command to wait for: its slots came from
       // the free list, where nothing is that a command in flight still touches.
       after: evict ? 0 : this.#evictsIssued,
-      timeoutUs: Math.max(1, Math.ceil(request.deadlineMs * 1000)),
+      timeoutUs: Math.min(Math.max(1, Math.ceil(request.deadlineMs * 1000)), MAX_OPERATION_TIMEOUT_US),
       unfinished: new Uint16Array(length).fill(this.shardCount),
       outcome: new Uint16Array(length),
+      openAt: new Uint32Array(this.shardCount).fill(length),
+      issuedAt: this.clock.now(),
       open: length * this.shardCount,
       settle: undefined,
       onQuiet: request.onQuiet,
@@ -334,7 +352,9 @@ export class Stripe {
     this.#handsOutPlaces = !this.#inPlace && this.settings.placedBy === 'stripe';
     const places = this.#handsOutPlaces ? Math.min(...links.map((link) => link.places)) : 0;
     this.#places = new NumberPool(places, () => this.#wake());
-    this.#suspect = false;
+    this.#silent.clear();
+    this.#heardAt = links.map(() => Number.NEGATIVE_INFINITY);
+    this.#handlers = links.map((_, shard) => (batchId, item, status) => this.#complete(shard, batchId, item, status));
     this.#evictsIssued = 0;
     this.#backlogs = links.map(() => ({ evicts: [], commands: [] }));
     for (const connection of connections) {
@@ -380,7 +400,7 @@ export class Stripe {
         const queues = this.#backlogs[shard] as Queues;
         this.#send(queues.evicts, link);
         this.#send(queues.commands, link);
-        again = link.poll(this.#onCompletion) > 0 || again;
+        again = link.poll(this.#handlers[shard] as CompletionHandler) > 0 || again;
       }
     }
     if (this.#batches.size === 0) return;
@@ -396,14 +416,16 @@ export class Stripe {
     }
   }
 
-  readonly #onCompletion = (batchId: number, item: number, status: Status): void => {
+  #complete(shard: number, batchId: number, item: number, status: Status): void {
     const batch = this.#batches.get(batchId);
     // A shard that reports what was never asked is broken; nothing of it may reach a slot.
-    if (!batch || !(item < batch.length) || batch.unfinished[item] === 0) return;
+    if (!batch || !(item < batch.length) || batch.unfinished[item] === 0 || batch.openAt[shard] === 0) return;
     batch.unfinished[item] = (batch.unfinished[item] as number) - 1;
     if (status !== Status.ok) batch.outcome[item] = Math.max(batch.outcome[item] as number, status);
     batch.open -= 1;
-    this.#suspect = false;
+    batch.openAt[shard] = (batch.openAt[shard] as number) - 1;
+    this.#heardAt[shard] = this.clock.now();
+    this.#silent.delete(shard);
     if (batch.unfinished[item] === 0) {
       this.#slots.release(batch.slots[item] as number);
       if (this.#handsOutPlaces && batch.places.length > 0) this.#places.release(batch.places[item] as number);
@@ -412,7 +434,7 @@ export class Stripe {
     this.#batches.delete(batchId);
     this.#settle(batch, Status.ok);
     batch.onQuiet?.();
-  };
+  }
 
   #wake(): void {
     for (const waiter of this.#waiters.splice(0)) waiter();
@@ -421,13 +443,17 @@ export class Stripe {
   #expire(batch: RunningBatch): void {
     batch.cancelDeadline = undefined;
     this.#settle(batch, Status.deadline);
-    // The next calls are misses at once and do not wait for a shard that does not answer.
-    this.#suspect = true;
-    if (this.#inPlace) return;
+    // The next calls are misses at once and do not wait for a shard that does not answer. One that is only slow goes on
+    // finishing things.
+    for (const [shard, open] of batch.openAt.entries()) {
+      if (open > 0 && (this.#heardAt[shard] as number) < batch.issuedAt) this.#silent.add(shard);
+    }
+    if (this.#inPlace || this.#silent.size === 0) return;
     // A connection that stays silent is dead, whatever the kernel says: it may have become a black hole.
     // Not after the time of a call in a hurry: its answer may just be on its way.
     this.clock.schedule(Math.max(batch.timeoutUs / 1000, this.settings.silenceMs), () => {
-      if (this.#suspect && this.#batches.has(batch.id)) this.#fall('the shards do not answer');
+      if (this.#silent.size > 0 && this.#batches.has(batch.id))
+        this.#fall(`shard ${[...this.#silent].join(', ')} does not answer`);
     });
   }
 

@@ -66,6 +66,12 @@ export type PathSettings = z.output<typeof pathSchema>;
 /** What may be left out has a default. */
 export type TopologyInput = z.input<typeof topologySchema>;
 
+/** Checks the settings of a path. Throws KVSS_BAD_CONFIG with a message that names the key. */
+export function checkPath(input: unknown): void {
+  const parsed = pathSchema.safeParse(input);
+  if (!parsed.success) throw localError('KVSS_BAD_CONFIG', describeIssue(parsed.error));
+}
+
 /**
  * One way of a path: a fluid FIFO behind a token bucket. Everything that is sent passes in order, at the bandwidth of
  * the path, except that a bucket of `burst` bytes fills up again while nothing passes.

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { type Hit, SwDriver, type SwDriverOptions } from '../../src/index.js';
-import { EmulatedWafer, type WaferRequest } from '../../src/wafer/emulated_wafer.js';
+import { type StampingRequest, StampingRuntime } from '../../src/wafer/stamping_runtime.js';
 import { Scratch, TestDaemon, until } from '../e2e/support.js';
 
 /** Every way to reach a daemon has to do the same. */
@@ -33,7 +33,7 @@ const MODEL = { id: 'test', revision: '1', dtype: 'stamp', layout: 'line64', byt
 const tokensOf = (seed: number, columns: number) =>
   Uint32Array.from({ length: columns * 64 }, (_, at) => Math.imul(at + 1, seed * 2_654_435_761));
 
-async function refill(hit: Hit, request: WaferRequest): Promise<number> {
+async function refill(hit: Hit, request: StampingRequest): Promise<number> {
   const { columns } = await hit.refill(request.sink);
   request.accept(columns);
   hit.release();
@@ -42,7 +42,7 @@ async function refill(hit: Hit, request: WaferRequest): Promise<number> {
 
 describe.each(Object.entries(LINKS))('over %s', (_name, link) => {
   async function box(
-    run: (driver: SwDriver, daemon: TestDaemon, wafer: EmulatedWafer) => Promise<void>,
+    run: (driver: SwDriver, daemon: TestDaemon, wafer: StampingRuntime) => Promise<void>,
     options: Partial<SwDriverOptions> & { budget?: string } = {},
   ): Promise<void> {
     using scratch = new Scratch();
@@ -57,7 +57,7 @@ describe.each(Object.entries(LINKS))('over %s', (_name, link) => {
       ...link.options,
       ...driverOptions,
     });
-    const wafer = new EmulatedWafer(64);
+    const wafer = new StampingRuntime(64);
     await run(driver, daemon, wafer);
     expect(wafer.stats.mismatches).toBe(0);
     await driver.close();
@@ -209,7 +209,7 @@ describe.each(Object.entries(LINKS))('over %s', (_name, link) => {
     const first = await TestDaemon.start(socket, { flags });
     const fixed = flags.map((flag) => (flag === '0' ? String(first.streamPorts[0]) : flag));
     await using driver = await SwDriver.connect({ daemons: [link.address(first)], model: MODEL, ...link.options });
-    const wafer = new EmulatedWafer(64);
+    const wafer = new StampingRuntime(64);
     const tokens = tokensOf(7, 15);
     const request = wafer.request('acme', tokens);
     const sequence = driver.openSequence({ isolationId: 'acme' });

@@ -4,7 +4,7 @@ import { native } from '../../src/binding/native.js';
 import { KvssError, SwDriver } from '../../src/index.js';
 import { decodeFrame, encodeFrame, FrameType, parsePayload } from '../../src/proto/frames.js';
 import { SubmitSegmentLayout } from '../../src/proto/generated.js';
-import { EmulatedWafer } from '../../src/wafer/emulated_wafer.js';
+import { StampingRuntime } from '../../src/wafer/stamping_runtime.js';
 import { kvss, MODEL, Scratch, TestDaemon, until } from './support.js';
 
 describe('a configuration', () => {
@@ -73,6 +73,8 @@ describe('a flag', () => {
     [['replay', 'x.json', '--connect', 'http://h:1'], "'http://h:1' is no address; write a path, unix:PATH or tcp"],
     [['replay', 'x.json', '--connect', 'tcp://h:70000'], "'tcp://h:70000' is no address"],
     [['replay', 'x.json', '--connect', '/s', '--link', 'tcp'], "cannot be used with option '--link"],
+    [['wafer', '--memory-columns', '0'], "'0' is not an integer"],
+    [['wafer', '--listen', 'http://h:1'], "'http://h:1' is no address"],
     [['replay', 'x.json', '--striping', 'both'], 'Allowed choices are across, within'],
     [['replay', 'x.json', '--deadline-ms', '0'], "'0' is not an integer in 1..3600000"],
     [['replay', 'x.json', '--speed', '-1'], "'-1' is not a number above 0"],
@@ -170,7 +172,7 @@ describe('a driver', () => {
   test('that scribbles over its ring loses its session, and nobody else loses anything', async () => {
     using scratch = new Scratch();
     await using daemon = await TestDaemon.start(scratch.file('s'));
-    const wafer = new EmulatedWafer(64);
+    const wafer = new StampingRuntime(64);
     const tokens = Uint32Array.from({ length: 640 }, (_, at) => at * 3);
     await using other = await SwDriver.connect({ daemons: [daemon.socket], model: MODEL, capacityColumns: 10 });
     const sequence = other.openSequence({ isolationId: 'acme' });

@@ -72,12 +72,14 @@ describe('the native addon', () => {
         'completions',
         'descriptors',
         'evictCount',
+        'payloadBytes',
         'places',
         'poll',
         'registerMemory',
         'submit',
       ].sort(),
     );
+    expect(methodsOf(raw.CarrierLane)).toEqual(['bytesReceived', 'bytesSent', 'close']);
   });
 
   test('serves one shard from end to end, every export called by its name', async () => {

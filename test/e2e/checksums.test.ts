@@ -2,7 +2,7 @@ import { type AddressInfo, connect, createServer, type Server } from 'node:net';
 import { describe, expect, test } from 'vitest';
 import { SwDriver } from '../../src/index.js';
 import { LaneHelloLayout, LaneKind, LaneWelcomeLayout, StreamHeaderLayout } from '../../src/proto/generated.js';
-import { EmulatedWafer } from '../../src/wafer/emulated_wafer.js';
+import { StampingRuntime } from '../../src/wafer/stamping_runtime.js';
 import { MODEL, Scratch, TestDaemon } from './support.js';
 
 const PIECE_BYTES = 64 * 16;
@@ -76,7 +76,7 @@ describe('a wire that flips a bit', () => {
       model: MODEL,
       checksums: true,
     });
-    const wafer = new EmulatedWafer(64);
+    const wafer = new StampingRuntime(64);
     const request = wafer.request('acme', tokens);
     const sequence = driver.openSequence({ isolationId: 'acme' });
     sequence.match(tokens).release();
@@ -100,7 +100,7 @@ describe('a wire that flips a bit', () => {
       model: MODEL,
       checksums: true,
     });
-    const wafer = new EmulatedWafer(64);
+    const wafer = new StampingRuntime(64);
     const request = wafer.request('acme', tokens);
     const sequence = driver.openSequence({ isolationId: 'acme' });
     sequence.match(tokens).release();

@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
-import { finish, kvss, MAIN, message, Scratch, startChild, TestDaemon, until } from './support.js';
+import { finish, kvss, MAIN, message, Scratch, startChild, startWafer, TestDaemon, until } from './support.js';
 
 /** A chat trace: `prompts` lists the blocks of each prompt. */
 const chatTrace = (prompts: number[][]) =>
@@ -134,6 +134,74 @@ describe('kvss replay', () => {
     expect(mixed.stderr).toMatch(/^kvss: daemons: a column cannot lie across shared memory and streams; .*\n$/);
   });
 
+  test.each([
+    [['--link', 'tcp'], 8],
+    [['--link', 'unix', '--striping', 'within', '--wio-streams', '2'], 4],
+  ])('has a wafer carry the payload over %j, and its own process sees none of it', async (flags, shards) => {
+    using scratch = new Scratch();
+    const trace = scratch.file('agent.json', agentTrace([range(1, 40), range(1, 60), range(1, 61)]));
+    const { code, stdout } = await kvss('replay', trace, '--wafer', ...flags, '--deadline-ms', '20000', '--json');
+    expect(code).toBe(0);
+    const bytes = (39 + 59) * 64 * 32 * shards;
+    const report = JSON.parse(stdout);
+    expect(report).toMatchObject({ columnHits: 39 + 59, columnsDropped: 0, driverPayloadBytes: 0, mismatches: 0 });
+    expect(report.bytesVerified).toBe(bytes);
+    const alone = await kvss('replay', trace, ...flags, '--deadline-ms', '20000', '--json');
+    const { columnHitRate, driverPayloadBytes } = JSON.parse(alone.stdout);
+    expect(columnHitRate).toBe(report.columnHitRate);
+    // Everything once each way.
+    expect(driverPayloadBytes).toBe(bytes + 60 * 64 * 32 * shards);
+  });
+
+  test('uses a wafer that is running, whose memory may be too small for all of a prompt', async () => {
+    using scratch = new Scratch();
+    const address = `unix:${scratch.file('w')}`;
+    const wafer = startWafer('--listen', address, '--bytes-per-token', '1,2,3,4', '--memory-columns', '50');
+    try {
+      await message(wafer.child);
+      const trace = scratch.file('agent.json', agentTrace([range(1, 41), range(1, 61)]));
+      const args = ['replay', trace, '--link', 'unix', '--daemons', '1', '--wafer', address, '--json'];
+      const { code, stdout } = await kvss(...args, '--bytes-per-token', '1,2,3,4');
+      expect(code).toBe(0);
+      // What does not fit on the wafer cannot be evicted from there.
+      expect(JSON.parse(stdout)).toMatchObject({
+        columnHits: 40,
+        columnsEvicted: 50,
+        columnsDropped: 10,
+        mismatches: 0,
+      });
+      const other = await kvss(...args, '--bytes-per-token', '1,2,3,5');
+      expect(other.code).toBe(1);
+      expect(other.stderr).toBe(
+        'kvss: carrier: it has pieces of 64,128,192,256 bytes, the model makes pieces of 64,128,192,320 bytes [KVSS_BAD_INPUT]\n',
+      );
+    } finally {
+      wafer.child.kill();
+    }
+    expect((await wafer.finished).code).toBe(0);
+  });
+
+  test('runs over a topology, and refuses its spine if it is asked to', async () => {
+    using scratch = new Scratch();
+    await using daemon = await TestDaemon.start(scratch.file('s'));
+    const trace = scratch.file('agent.json', agentTrace([range(1, 20), range(1, 30)]));
+    const topology = scratch.file(
+      't.yaml',
+      `rails: [{ bandwidth: 500MB }, { bandwidth: 500MB }]
+spine: { bandwidth: 500MB, latencyUs: 50 }
+boxes: { a: [[0], [1]] }
+daemons: { '${daemon.socket}': [0, 0] }`,
+    );
+    const args = ['replay', trace, '--connect', daemon.socket, '--topology', topology, '--json'];
+    const { code, stdout, stderr } = await kvss(...args);
+    expect(code).toBe(0);
+    expect(JSON.parse(stdout)).toMatchObject({ columnHits: 19, mismatches: 0 });
+    expect(stderr).toMatch(/^kvss: domain 1 of box 'a' reaches shard 1 of .* over the spine: .*\n$/);
+    const refused = await kvss(...args, '--refuse-spine');
+    expect(refused.code).toBe(1);
+    expect(refused.stderr).toMatch(/^kvss: refused: domain 1 of box 'a' .* \[KVSS_SPINE_REFUSED\]\n$/);
+  });
+
   test('shows a daemon the secret that it wants', async () => {
     using scratch = new Scratch();
     const token = 'a secret of the test';
@@ -260,6 +328,97 @@ describe('kvss bench hio', () => {
       expect(line.evictP50Us).toBeGreaterThan(0);
       expect(line.idleCores).toBeGreaterThanOrEqual(0);
     }
+  });
+});
+
+describe('kvss bench pressure', () => {
+  test('evicts in bursts over three processes, and everything comes back', async () => {
+    const sizes = ['--sequences', '8', '--prompt-columns', '8', '--decode-columns', '8', '--memory-columns', '64'];
+    const { code, stdout } = await kvss('bench', 'pressure', ...sizes, '--json');
+    expect(code).toBe(0);
+    const figures = JSON.parse(stdout);
+    expect(figures).toMatchObject({ columnsGenerated: 64, columnsRecomputed: 0, driverPayloadBytes: 0, mismatches: 0 });
+    expect(figures.bursts).toBeGreaterThan(0);
+    expect(figures.columnsRefilled).toBe(figures.burstColumns);
+    expect(figures.bytesVerified).toBe(figures.columnsRefilled * figures.columnBytes);
+  });
+
+  test('says what does not fit', async () => {
+    const refused = await kvss('bench', 'pressure', '--memory-columns', '64', '--low-water', '0.5');
+    expect(refused.code).toBe(1);
+    expect(refused.stderr).toBe(
+      'kvss: a sequence of 64 columns does not fit below low water, 32 columns [KVSS_BAD_INPUT]\n',
+    );
+  });
+});
+
+describe('kvss bench spine', () => {
+  const TINY = ['--seconds', '0.2', '--columns', '4', '--period', '20', '--deadline', '20000'];
+
+  test('measures two jobs over the spine and over a rail each, and draws both', async () => {
+    using scratch = new Scratch();
+    const svg = scratch.file('plot.svg');
+    const { code, stdout, stderr } = await kvss('bench', 'spine', ...TINY, '--json', '--svg', svg);
+    expect(code).toBe(0);
+    // Each of the two jobs has a link to each of two shards.
+    expect(stderr.match(/^kvss: warning: .* over the spine: .*$/gm)).toHaveLength(4);
+    const { columnBytes, arrangements } = JSON.parse(stdout);
+    expect(
+      arrangements.map(({ over, spineLinks }: { over: string; spineLinks: number }) => [over, spineLinks]),
+    ).toEqual([
+      ['spine', 4],
+      ['rails', 0],
+    ]);
+    for (const { over, jobs, spineBytes, railBytes } of arrangements) {
+      expect(jobs.map(({ job }: { job: string }) => job)).toEqual(['a', 'b']);
+      for (const job of jobs) {
+        expect(job.bursts).toBeGreaterThan(0);
+        expect(job).toMatchObject({ columns: 4 * job.bursts, columnsDropped: 0, lateBursts: 0 });
+        expect(job).toMatchObject({ columnsVerified: 4, mismatches: 0 });
+        expect(job.p50Ms).toBeGreaterThan(0);
+        expect(job.p99Ms).toBeGreaterThanOrEqual(job.p50Ms);
+        expect(job.bytesPerSecond).toBeGreaterThan(0);
+      }
+      const bytes = jobs.map(({ columns }: { columns: number }) => columns * columnBytes);
+      expect([spineBytes, railBytes]).toEqual(over === 'spine' ? [bytes[0] + bytes[1], [0, 0]] : [0, bytes]);
+    }
+    const drawn = readFileSync(svg, 'utf8');
+    expect(drawn).toMatch(/^<svg [\s\S]*<\/svg>\n$/);
+    expect(drawn.match(/<polyline /g)).toHaveLength(2);
+    for (const label of ['job a', 'job b', 'one shared spine', 'a rail each', 'MB/s', 'deadline']) {
+      expect(drawn).toContain(`>${label}<`);
+    }
+  });
+
+  test('counts what misses its deadline', async () => {
+    // Two bursts at most, of which a millisecond is enough for no column.
+    const { code, stdout } = await kvss(
+      ...['bench', 'spine', '--seconds', '0.05', '--columns', '4', '--period', '40', '--deadline', '1'],
+      ...['--rail', 'bandwidth=1MB,burst=0', '--spine', 'bandwidth=1MB,burst=0', '--json'],
+    );
+    expect(code).toBe(0);
+    for (const { jobs } of JSON.parse(stdout).arrangements) {
+      for (const { bursts, lateBursts, columns, columnsDropped, p50Ms, bytesPerSecond } of jobs) {
+        expect([lateBursts, columnsDropped]).toEqual([bursts, columns]);
+        expect([p50Ms, bytesPerSecond]).toEqual([null, 0]);
+      }
+    }
+  });
+
+  test('refuses the spine where it is told to', async () => {
+    const { code, stdout, stderr } = await kvss('bench', 'spine', ...TINY, '--spine-use', 'refuse');
+    expect([code, stdout]).toEqual([1, '']);
+    expect(stderr).toMatch(/^kvss: refused: domain 0 of box 'a' reaches shard \d of .* \[KVSS_SPINE_REFUSED\]\n$/);
+  });
+
+  test.each([
+    [['--rail', 'fast'], "'fast' is not a setting; write for example bandwidth=400MB,latencyUs=5."],
+    [['--spine', 'bandwidth=fast'], "'bandwidth': 'fast' is not a size"],
+    [['--svg', '/nowhere/plot.svg'], 'cannot write /nowhere/plot.svg'],
+  ])('says in one line what is wrong with %j', async (flags, message) => {
+    const { code, stdout, stderr } = await kvss('bench', 'spine', ...TINY, ...flags);
+    expect([code === 0, stdout]).toEqual([false, '']);
+    expect(stderr.trim().split('\n')).toEqual([expect.stringContaining(message)]);
   });
 });
 

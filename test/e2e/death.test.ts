@@ -1,7 +1,7 @@
 import { openSync, readSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { type Hit, type RefillResult, SwDriver } from '../../src/index.js';
-import { EmulatedWafer, type WaferRequest } from '../../src/wafer/emulated_wafer.js';
+import { type StampingRequest, StampingRuntime } from '../../src/wafer/stamping_runtime.js';
 import { MODEL, message, Scratch, startChild, TestDaemon, until } from './support.js';
 
 /** How many bytes of a memory object are not zero, read through a descriptor that this process opened itself. */
@@ -12,7 +12,7 @@ function nonZeroBytes(fd: number, length: number): number {
 }
 
 /** Refills a hit into the wafer, which checks what the driver vouches for. */
-async function refill(hit: Hit, request: WaferRequest): Promise<RefillResult> {
+async function refill(hit: Hit, request: StampingRequest): Promise<RefillResult> {
   const result = await hit.refill(request.sink);
   request.accept(result.columns);
   return result;
@@ -61,7 +61,7 @@ describe('kill -9 of the daemon in the middle of a refill', () => {
   test('is a miss within the deadline, and the driver works again after a restart', async () => {
     using scratch = new Scratch();
     const socket = scratch.file('s');
-    const wafer = new EmulatedWafer(64);
+    const wafer = new StampingRuntime(64);
     const tokens = tokensOf(3, 40);
     await using driver = await (async () => {
       await using daemon = await TestDaemon.start(socket);
@@ -138,7 +138,7 @@ describe('a daemon that is stopped and not dead', () => {
     using scratch = new Scratch();
     await using daemon = await TestDaemon.start(scratch.file('s'));
     await using driver = await SwDriver.connect({ daemons: [daemon.socket], model: MODEL, deadlineMs: 200 });
-    const wafer = new EmulatedWafer(64);
+    const wafer = new StampingRuntime(64);
     const tokens = tokensOf(5, 20);
     const request = wafer.request('acme', tokens);
     const sequence = driver.openSequence({ isolationId: 'acme' });
@@ -175,7 +175,7 @@ describe('a daemon that takes its memory away while a slot is read in place', ()
     using scratch = new Scratch();
     await using daemon = await TestDaemon.start(scratch.file('s'));
     await using driver = await SwDriver.connect({ daemons: [daemon.socket], model: MODEL });
-    const wafer = new EmulatedWafer(64);
+    const wafer = new StampingRuntime(64);
     const tokens = tokensOf(8, 10);
     const sequence = driver.openSequence({ isolationId: 'acme' });
     sequence.match(tokens).release();

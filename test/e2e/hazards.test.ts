@@ -36,6 +36,18 @@ describe('an embedding process', () => {
     expect(await run('terminatedWorker')).toMatchObject({ ...clean, stdout: `${'1'.repeat(12)}\n` });
   });
 
+  test('may exit while it reaches for a daemon that does not answer', async () => {
+    expect(await run('exitWhileConnecting')).toMatchObject(clean);
+  });
+
+  test('may terminate a worker thread that reaches for daemons that do not answer', async () => {
+    expect(await run('terminatedWhileConnecting')).toMatchObject({ ...clean, stdout: '1\n' });
+  });
+
+  test('is not held up by reaching for a dozen daemons that do not answer', async () => {
+    expect(await run('manyConnecting')).toMatchObject({ ...clean, stdout: '0\n' });
+  });
+
   test('may attach twice: the two share nothing', async () => {
     expect(await run('attachedTwice')).toMatchObject({ ...clean, stdout: '10 10 10 10\n0 10\n' });
   });

@@ -24,7 +24,7 @@ import {
   StreamType,
 } from '../../src/proto/generated.js';
 import { controlHello, encodeLane } from '../../src/proto/lanes.js';
-import { EmulatedWafer } from '../../src/wafer/emulated_wafer.js';
+import { StampingRuntime } from '../../src/wafer/stamping_runtime.js';
 import { type Finished, finish, MODEL, Scratch, TestDaemon } from './support.js';
 
 const CLIENT = fileURLToPath(new URL('../python/kvss_client.py', import.meta.url));
@@ -213,12 +213,12 @@ class Bystander implements AsyncDisposable {
     });
     const sequence = driver.openSequence({ isolationId: 'acme' });
     sequence.match(tokens).release();
-    await sequence.evict(new EmulatedWafer(64).request('acme', tokens).source);
+    await sequence.evict(new StampingRuntime(64).request('acme', tokens).source);
     return new Bystander(driver, tokens);
   }
 
   async goesOn(): Promise<void> {
-    const wafer = new EmulatedWafer(64);
+    const wafer = new StampingRuntime(64);
     const request = wafer.request('acme', this.tokens);
     const hit = this.driver.openSequence({ isolationId: 'acme' }).match(this.tokens);
     expect(await hit.refill(request.sink)).toMatchObject({ columns: 10, tokens: 640 });

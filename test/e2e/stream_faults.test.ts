@@ -1,271 +1,20 @@
 import { readFileSync } from 'node:fs';
-import { createServer, connect as dial, type Server, type Socket } from 'node:net';
 import { describe, expect, test } from 'vitest';
 import { SwDriver } from '../../src/index.js';
-import { LaneHelloLayout, LaneKind } from '../../src/proto/generated.js';
+import { LaneKind } from '../../src/proto/generated.js';
 import type { Sequence } from '../../src/swdriver/sequence.js';
-import { EmulatedWafer } from '../../src/wafer/emulated_wafer.js';
-import { Scratch, TestDaemon, until } from './support.js';
+import { StampingRuntime } from '../../src/wafer/stamping_runtime.js';
+import { type BadNetwork, SecondDaemon } from './bad_network.js';
+import { pause, Scratch, TestDaemon, until } from './support.js';
+import { promptOf, Work } from './work.js';
 
 const DEADLINE_MS = 500;
 /** Of one call, on a busy machine. The promise is the deadline. */
 const LONGEST_CALL_MS = DEADLINE_MS + 4_000;
 
-const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
-
-/** Bytes of one way of a connection, on their way. */
-interface Way {
-  from: Socket;
-  to: Socket;
-  /** What has been read and not yet been passed on; undefined is the end. */
-  waiting: (Buffer | undefined)[];
-  /** Bytes since the scissors were set. */
-  passed: number;
-}
-
-interface Pair {
-  client: Socket;
-  daemon: Socket;
-  /** What the connection is for, once its hello has passed. */
-  kind: LaneKind | undefined;
-  out: Way;
-  back: Way;
-}
-
-interface Scissors {
-  kind: LaneKind;
-  way: 'out' | 'back';
-  after: number;
-  how: 'end' | 'reset';
-}
-
-/** What lies between a driver and a daemon, and goes wrong on request. */
-class BadNetwork implements AsyncDisposable {
-  delayMs = 0;
-  cuts = 0;
-  #hole = { out: false, back: false };
-  #scissors: Scissors | undefined;
-  readonly #pairs = new Set<Pair>();
-
-  private constructor(
-    private readonly server: Server,
-    private readonly target: number,
-  ) {
-    server.on('connection', (client) => this.#join(client));
-  }
-
-  static async before(target: number): Promise<BadNetwork> {
-    const server = createServer({ allowHalfOpen: true, noDelay: true });
-    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-    return new BadNetwork(server, target);
-  }
-
-  get address(): string {
-    const address = this.server.address();
-    if (address === null || typeof address === 'string') throw new Error('the proxy does not listen');
-    return `tcp://127.0.0.1:${address.port}`;
-  }
-
-  /** From now on nothing passes, and nobody is told. */
-  swallow(ways: { out: boolean; back: boolean }): void {
-    this.#hole = ways;
-    for (const pair of this.#pairs) this.#holdBack(pair);
-  }
-
-  /** What was swallowed comes after all, late, and so does what follows. */
-  heal(): void {
-    this.swallow({ out: false, back: false });
-  }
-
-  resetAll(): void {
-    for (const pair of this.#pairs) this.#part(pair, 'reset');
-  }
-
-  /** The next connection of this kind that has passed that many bytes ends there, whatever they are a part of. */
-  cut(scissors: Scissors): void {
-    for (const { out, back } of this.#pairs) {
-      out.passed = 0;
-      back.passed = 0;
-    }
-    this.#scissors = scissors;
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    for (const pair of this.#pairs) this.#part(pair, 'reset');
-    await new Promise((resolve) => this.server.close(resolve));
-  }
-
-  #join(client: Socket): void {
-    const daemon = dial({ port: this.target, host: '127.0.0.1', noDelay: true, allowHalfOpen: true });
-    const pair: Pair = {
-      client,
-      daemon,
-      kind: undefined,
-      out: { from: client, to: daemon, waiting: [], passed: 0 },
-      back: { from: daemon, to: client, waiting: [], passed: 0 },
-    };
-    this.#pairs.add(pair);
-    for (const way of [pair.out, pair.back]) {
-      way.from.on('error', () => this.#part(pair, 'reset'));
-      way.from.on('close', () => this.#part(pair, 'end'));
-      const later = (bytes: Buffer | undefined) => {
-        way.waiting.push(bytes);
-        if (this.delayMs > 0) setTimeout(() => this.#pass(pair, way), this.delayMs);
-        else while (way.waiting.length > 0) this.#pass(pair, way);
-      };
-      way.from.on('data', later);
-      way.from.on('end', () => later(undefined));
-    }
-    this.#holdBack(pair);
-  }
-
-  #pass(pair: Pair, way: Way): void {
-    if (way.waiting.length === 0 || !this.#pairs.has(pair)) return;
-    const bytes = way.waiting.shift();
-    if (bytes === undefined) {
-      way.to.end();
-      return;
-    }
-    // A hello is written at once and so arrives at once.
-    if (way === pair.out) pair.kind ??= bytes.readUInt16LE(LaneHelloLayout.offset.kind) as LaneKind;
-    const scissors = this.#scissors;
-    if (scissors && scissors.kind === pair.kind && way === pair[scissors.way]) {
-      if (way.passed + bytes.length > scissors.after) {
-        this.#scissors = undefined;
-        this.cuts += 1;
-        way.to.write(bytes.subarray(0, scissors.after - way.passed), () => this.#part(pair, scissors.how));
-        return;
-      }
-    }
-    way.passed += bytes.length;
-    way.to.write(bytes);
-  }
-
-  #holdBack({ client, daemon }: Pair): void {
-    this.#hole.out ? client.pause() : client.resume();
-    this.#hole.back ? daemon.pause() : daemon.resume();
-  }
-
-  #part(pair: Pair, how: 'end' | 'reset'): void {
-    if (!this.#pairs.delete(pair)) return;
-    for (const socket of [pair.client, pair.daemon]) how === 'reset' ? socket.resetAndDestroy() : socket.destroy();
-  }
-}
-
-/** The daemon that gets hurt, behind a network that does. */
-class SecondDaemon implements AsyncDisposable {
-  private constructor(
-    private readonly socket: string,
-    private readonly port: number,
-    readonly proxy: BadNetwork,
-    public daemon: TestDaemon,
-  ) {}
-
-  static async start(socket: string): Promise<SecondDaemon> {
-    const daemon = await TestDaemon.start(socket, { flags: ['--tcp-port', '0'] });
-    const port = daemon.streamPorts[0] as number;
-    return new SecondDaemon(socket, port, await BadNetwork.before(port), daemon);
-  }
-
-  async restart(): Promise<void> {
-    this.daemon.kill('SIGKILL');
-    await this.daemon.finished;
-    this.daemon = await TestDaemon.start(this.socket, { flags: ['--tcp-port', String(this.port)] });
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.proxy[Symbol.asyncDispose]();
-    await this.daemon[Symbol.asyncDispose]();
-  }
-}
-
-/** A runtime that is at work all the time: several requests at once, of tenants that share prefixes. */
-class Work {
-  readonly wafer = new EmulatedWafer(64);
-  readonly events: string[] = [];
-  readonly longest = { match: 0, refill: 0, evict: 0 };
-  /** Columns that came back. */
-  hits = 0;
-  readonly #running: Promise<void>[];
-  #stopping = false;
-
-  constructor(readonly driver: SwDriver) {
-    driver.on('up', (stripe) => this.events.push(`up ${stripe}`));
-    driver.on('down', (stripe) => this.events.push(`down ${stripe}`));
-    this.#running = Array.from({ length: 4 }, (_, lane) => this.#loop(lane + 1));
-    // Looked at by stop(); a failure before that is none that nobody handles.
-    for (const lane of this.#running) lane.catch(() => undefined);
-  }
-
-  /** Waits until that many columns more have come back. */
-  async goesOn(columns = 60): Promise<void> {
-    const from = this.hits;
-    await until(() => this.hits >= from + columns);
-  }
-
-  /** Rethrows what any of the calls threw. */
-  async stop(): Promise<void> {
-    this.#stopping = true;
-    await Promise.all(this.#running);
-  }
-
-  async #loop(lane: number): Promise<void> {
-    let state = lane * 7919;
-    const random = (below: number) => {
-      state = (Math.imul(state, 1_103_515_245) + 12_345) >>> 0;
-      return (state >>> 8) % below;
-    };
-    while (!this.#stopping) {
-      const tenant = `tenant ${random(3)}`;
-      const tokens = promptOf(random(2), random(6), 1 + random(8));
-      const sequence = this.driver.openSequence({ isolationId: tenant });
-      const request = this.wafer.request(tenant, tokens);
-      const hit = await this.#timed('match', () => sequence.match(tokens));
-      const sink = random(3) === 0 ? slowly(request.sink) : request.sink;
-      const { columns } = await this.#timed('refill', () => hit.refill(sink));
-      request.accept(columns);
-      hit.release();
-      const { stored } = await this.#timed('evict', () => sequence.evict(request.source));
-      sequence.close();
-      this.hits += columns;
-      // Without daemons nothing else waits.
-      if (columns + stored === 0) await pause(2);
-    }
-  }
-
-  async #timed<T>(name: keyof Work['longest'], call: () => T | Promise<T>): Promise<T> {
-    const from = performance.now();
-    try {
-      return await call();
-    } finally {
-      this.longest[name] = Math.max(this.longest[name], performance.now() - from);
-    }
-  }
-}
-
-type Sink = ReturnType<EmulatedWafer['request']>['sink'];
-
-/** A sink that gives the event loop a turn in each column, so that things can go wrong meanwhile. */
-function slowly(sink: Sink): Sink {
-  if (!('read' in sink)) throw new Error('unexpected sink');
-  return {
-    async read(column, pieces) {
-      await new Promise((resolve) => setImmediate(resolve));
-      await sink.read(column, pieces);
-    },
-  };
-}
-
 function found(sequence: Sequence, tokens: Uint32Array): number {
   using hit = sequence.match(tokens);
   return hit.columns;
-}
-
-/** Six columns that prompts share, and a rest of their own. */
-function promptOf(prefix: number, seed: number, rest: number): Uint32Array {
-  return Uint32Array.from({ length: (6 + rest) * 64 + 5 }, (_, at) =>
-    Math.imul(at + 1, at < 6 * 64 ? prefix + 77 : (prefix * 6 + seed + 1) * 2_654_435_761),
-  );
 }
 
 const STRIPINGS = {
@@ -330,10 +79,12 @@ describe.each(Object.values(STRIPINGS))(
         const restarted = second.restart();
         await down;
         expect(work.driver.capacityColumns).toBe(within ? 24 : 0);
+        expect(work.driver.usable).toBe(within);
         if (within) await work.goesOn();
         await restarted;
       });
       expect(work.events).toHaveLength(2);
+      expect(work.usable).toEqual(within ? [] : [false, true]);
     });
 
     test('goes on when one of them freezes for three seconds', async () => {
@@ -435,7 +186,7 @@ describe('a driver over TCP, far away from its daemon,', () => {
 
   test('ends a call of many parts at its deadline, however well each of them goes', () =>
     far(async (driver, network) => {
-      const wafer = new EmulatedWafer(64);
+      const wafer = new StampingRuntime(64);
       const tokens = promptOf(1, 1, 58);
       const request = wafer.request('acme', tokens);
       const sequence = driver.openSequence({ isolationId: 'acme' });
@@ -487,7 +238,7 @@ describe('a driver over TCP, far away from its daemon,', () => {
   test('does not give it up because a call was in a hurry', () =>
     far(async (driver, network) => {
       const tokens = promptOf(1, 1, 1);
-      const wafer = new EmulatedWafer(64);
+      const wafer = new StampingRuntime(64);
       const { source, sink } = wafer.request('acme', tokens);
       const sequence = driver.openSequence({ isolationId: 'acme' });
       sequence.match(tokens).release();

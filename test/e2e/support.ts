@@ -63,12 +63,16 @@ export class TestDaemon implements AsyncDisposable {
 
   static async start(
     socket: string,
-    options: { shards?: number; budget?: string; flags?: string[] } = {},
+    options: { shards?: number; budget?: string; flags?: string[]; through?: string[] } = {},
   ): Promise<TestDaemon> {
-    const { shards = 2, budget = '8MiB', flags = [] } = options;
+    // `through` is a command that runs the one that it is given, in its own place.
+    const { shards = 2, budget = '8MiB', flags = [], through = [] } = options;
+    const [execPath = process.execPath, ...execArgv] = [...through, process.execPath];
     const args = ['serve', '--socket', socket, '--shards', String(shards), '--budget', budget, '--http-port', '0'];
     const child = fork(MAIN, [...args, '--hio-mode', 'buffered', ...flags], {
       stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
+      execPath,
+      execArgv,
     });
     const finished = finish(child);
     const ready = await Promise.race([message(child), finished]);
@@ -152,6 +156,15 @@ export function startChild(
 ): { child: ChildProcess; finished: Promise<Finished> } {
   const path = fileURLToPath(new URL(`./children/${script}`, import.meta.url));
   const child = fork(path, [INDEX, ...args], { stdio: ['ignore', 'pipe', 'pipe', 'ipc'], execArgv: nodeFlags });
+  return { child, finished: finish(child) };
+}
+
+/** For what takes its time by its nature; never to wait for something to happen. */
+export const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** `kvss wafer` in a process of its own; its first message says that it listens. */
+export function startWafer(...args: string[]): { child: ChildProcess; finished: Promise<Finished> } {
+  const child = fork(MAIN, ['wafer', ...args], { stdio: ['ignore', 'pipe', 'pipe', 'ipc'] });
   return { child, finished: finish(child) };
 }
 

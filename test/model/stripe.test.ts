@@ -124,6 +124,34 @@ test('at the deadline what has not finished counts as such, and what has keeps i
   expect([...(await stored)]).toEqual([Status.ok, Status.deadline]);
 });
 
+test('a shard that is only slow is asked again; one that says nothing is not, until it does', async () => {
+  const { stripe, box, clock } = await stripeOver([1, 1], 3);
+  const slots = [stripe.takeSlot() ?? -1, stripe.takeSlot() ?? -1];
+  const [first, second] = box.links;
+  const slow = stripe.run(batch(Opcode.evict, slots, 1));
+  await clock.advance(50);
+  for (const link of box.links) {
+    const [move] = link.moves();
+    if (!move) throw new Error('nothing to do');
+    link.start(move.operation);
+    link.finish(move.operation);
+  }
+  await clock.advance(51);
+  expect([...(await slow)]).toEqual([Status.ok, Status.deadline]);
+  expect(stripe.usable).toBe(true);
+
+  first?.finishAll();
+  const silent = stripe.run(batch(Opcode.refill, slots, 1));
+  first?.finishAll();
+  await clock.advance(101);
+  expect([...(await silent)]).toEqual([Status.deadline, Status.deadline]);
+  // The first one answers all the time.
+  expect(stripe.usable).toBe(false);
+  second?.finishAll();
+  await settled();
+  expect(stripe.usable).toBe(true);
+});
+
 test('a command waits for every evict that was issued before it', async () => {
   const { stripe, box } = await stripeOver([1], 3);
   const slots = [stripe.takeSlot() ?? -1, stripe.takeSlot() ?? -1, stripe.takeSlot() ?? -1];

@@ -3,7 +3,7 @@
 
 const [, , index, socket, tenant, mode] = process.argv;
 const { SwDriver } = await import(index);
-const { EmulatedWafer } = await import(new URL('./wafer/emulated_wafer.js', `file://${index}`).href);
+const { StampingRuntime } = await import(new URL('./wafer/stamping_runtime.js', `file://${index}`).href);
 
 const driver = await SwDriver.connect({
   daemons: [socket],
@@ -11,7 +11,7 @@ const driver = await SwDriver.connect({
   capacityColumns: 256,
   deadlineMs: 500,
 });
-const wafer = new EmulatedWafer(driver.columnTokens);
+const wafer = new StampingRuntime(driver.columnTokens);
 let downs = 0;
 let ups = 0;
 driver.on('down', () => (downs += 1));

@@ -1,4 +1,6 @@
 // One hazard of embedding, in a process of its own. Arguments: index module, socket, hazard.
+import { stat } from 'node:fs/promises';
+import { createServer } from 'node:net';
 import { isMainThread, Worker, workerData } from 'node:worker_threads';
 
 const [, , index, socket, hazard] = isMainThread ? process.argv : [null, null, ...workerData];
@@ -14,6 +16,22 @@ async function store(driver) {
   const sequence = driver.openSequence({ isolationId: 'acme' });
   sequence.match(tokens).release();
   return (await sequence.evict({ write })).stored;
+}
+/** A daemon that takes every connection and never says a word. */
+async function blackHole() {
+  const server = createServer(() => {});
+  await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
+  return `tcp://127.0.0.1:${server.address().port}`;
+}
+
+/** Begins to connect and answers with how many attempts have ended since. They have more time than any test. */
+function reachForNobody(address, attempts) {
+  let ended = 0;
+  for (let attempt = 0; attempt < attempts; attempt += 1) {
+    const connecting = SwDriver.connect({ daemons: [address], model, connectDeadlineMs: 300_000 });
+    connecting.catch(() => undefined).finally(() => (ended += 1));
+  }
+  return () => ended;
 }
 
 const hazards = {
@@ -85,6 +103,28 @@ const hazards = {
     await driver.close();
     await driver.close();
     console.log((await refill).columns, await evict, driver.columns);
+  },
+  async exitWhileConnecting() {
+    reachForNobody(await blackHole(), 1);
+    setImmediate(() => process.exit(0));
+  },
+  async terminatedWhileConnecting() {
+    const worker = new Worker(new URL(import.meta.url), { workerData: [index, await blackHole(), 'connectingWorker'] });
+    await new Promise((resolve) => worker.once('message', resolve));
+    console.log(await worker.terminate());
+    process.exit(0);
+  },
+  async connectingWorker() {
+    const { parentPort } = await import('node:worker_threads');
+    reachForNobody(socket, 12);
+    setImmediate(() => parentPort.postMessage('connecting'));
+  },
+  async manyConnecting() {
+    const answered = reachForNobody(await blackHole(), 12);
+    // These need threads of libuv's pool, of which there are four.
+    for (let round = 0; round < 20; round += 1) await stat('/');
+    console.log(answered());
+    process.exit(0);
   },
   async garbageCollected() {
     const views = await (async () => {

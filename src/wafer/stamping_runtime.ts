@@ -4,7 +4,7 @@ import type { EmulatedRequest, EmulatedRuntime, EmulatedStats } from './emulated
 import { countMismatches, LINE_BYTES, type Stamp, writeStamp } from './stamp.js';
 
 /** The runtime's side of one request, over slots in place: there is nothing to wait for. */
-export interface WaferRequest extends EmulatedRequest {
+export interface StampingRequest extends EmulatedRequest {
   accept(columns: number): void;
   compute(): void;
 }
@@ -20,13 +20,13 @@ interface Checked {
  * a stamp in every 64-byte line, so that each refilled byte can be checked without keeping what was sent. The key of a
  * column is computed here from tenant and tokens alone: a mistake of the PrefixMap cannot hide behind itself.
  */
-export class EmulatedWafer implements EmulatedRuntime {
+export class StampingRuntime implements EmulatedRuntime {
   readonly stats: EmulatedStats = { bytesWritten: 0, bytesVerified: 0, linesVerified: 0, mismatches: 0 };
 
   constructor(private readonly columnTokens: number) {}
 
   /** The two ends for one request of a tenant over these tokens. */
-  request(isolationId: string, tokens: Uint32Array): WaferRequest {
+  request(isolationId: string, tokens: Uint32Array): StampingRequest {
     const checked: Checked[] = [];
     const keys = columnKeys(isolationId, tokens, this.columnTokens);
     const stampOf = (column: ColumnRef, shard: number): Stamp => ({
