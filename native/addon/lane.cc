@@ -94,7 +94,8 @@ Napi::Value Lane::Poll(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value Lane::Arm(const Napi::CallbackInfo& info) {
-  return Napi::Boolean::New(info.Env(), lane_ && lane_->Arm());
+  // Nothing comes from a closed lane, so there is nothing to look for instead of waiting.
+  return Napi::Boolean::New(info.Env(), !lane_ || lane_->Arm());
 }
 
 Napi::Value Lane::EvictCount(const Napi::CallbackInfo& info) {

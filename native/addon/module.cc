@@ -8,6 +8,7 @@
 #include "addon/lane.h"
 #include "addon/shard.h"
 #include "addon/stream.h"
+#include "base/step.h"
 
 namespace kvss::addon {
 namespace {
@@ -19,6 +20,13 @@ Napi::Value JoinBundles(const Napi::CallbackInfo& info) {
   }
   return DescriptorBundle::Wrap(info.Env(), std::move(all));
 }
+
+#ifdef KVSS_STEPS
+/// Steps of JavaScript, counted together with the others.
+void ReachStepFromJs(const Napi::CallbackInfo& info) {
+  ReachStep(info[0].As<Napi::String>().Utf8Value().c_str());
+}
+#endif
 
 Napi::Object Initialise(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new Environment());
@@ -36,6 +44,9 @@ Napi::Object Initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("mapGrant", Napi::Function::New<MapGrant>(env, "mapGrant"));
   exports.Set("mapCounters", Napi::Function::New<MapCounters>(env, "mapCounters"));
   exports.Set("joinBundles", Napi::Function::New<JoinBundles>(env, "joinBundles"));
+#ifdef KVSS_STEPS
+  exports.Set("reachStep", Napi::Function::New<ReachStepFromJs>(env, "reachStep"));
+#endif
   return exports;
 }
 

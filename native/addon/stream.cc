@@ -257,7 +257,7 @@ Napi::Value StreamLaneWrap::Poll(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value StreamLaneWrap::Arm(const Napi::CallbackInfo& info) {
-  return Napi::Boolean::New(info.Env(), lane_ && lane_->Arm());
+  return Napi::Boolean::New(info.Env(), !lane_ || lane_->Arm());
 }
 
 Napi::Value StreamLaneWrap::EvictCount(const Napi::CallbackInfo& info) {

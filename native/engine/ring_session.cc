@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "base/step.h"
+
 namespace kvss {
 namespace {
 
@@ -32,6 +34,7 @@ Result<std::unique_ptr<RingSession>> RingSession::Create(uint64_t id, uint32_t r
   if (::pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) return SystemError(proto::Status::kLimitExceeded, "pipe2");
   session->client_completion_wake_ = UniqueFd(ends[0]);
   session->completion_wake_ = UniqueFd(ends[1]);
+  KVSS_STEP("session made");
   return session;
 }
 
@@ -102,9 +105,12 @@ bool RingSession::Drain(Queue queue, uint32_t limit, uint64_t now_ns) {
   for (uint32_t taken = 0; taken < batch; ++taken) {
     const proto::Descriptor descriptor = ring.Take();
     ++accepted_;
+    KVSS_STEP("descriptor taken from a ring");
     queue == Queue::kEvict ? core_.AcceptEvict(descriptor, now_ns) : core_.AcceptCommand(descriptor, now_ns);
   }
+  KVSS_STEP("descriptors handled");
   ring.Release();
+  KVSS_STEP("ring released");
   return true;
 }
 
@@ -112,21 +118,25 @@ void RingSession::Complete(const proto::Completion& completion) {
   ++completed_;
   ++unpublished_;
   completion_ring_.Put(completion);
+  KVSS_STEP("completion put");
 }
 
 void RingSession::Publish() {
   if (unpublished_ == 0) return;
   unpublished_ = 0;
   completion_ring_.Publish();
+  KVSS_STEP("completions published");
   // After the completions: who sees the count has the reasons. Partner: the acquire loads in ShardLane.
   segments_.status().evict_count.store(core_.evict_count(), std::memory_order_release);
   segments_.status().command_count.store(core_.command_count(), std::memory_order_release);
+  KVSS_STEP("counts published");
   // Dekker with ShardLane::Arm: the client stores clientSleeping, fences and looks at completionTail; here
   // the tail is stored, then the fence, then the flag is read. At least one of the two sees the other.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (segments_.submit().client_sleeping.load(std::memory_order_relaxed) != 0) {
     // Where it is full the client has wakes enough.
     (void)!::write(completion_wake_.get(), &kWake, sizeof(kWake));
+    KVSS_STEP("client woken");
   }
 }
 
@@ -145,11 +155,13 @@ void RingSession::Close(uint64_t now_ns) {
   core_.Close(now_ns);
   // Transfers of this port end inside Begin, so nothing can be running here.
   KVSS_CHECK(core_.quiescent());
+  KVSS_STEP("session ended, memory not yet revoked");
   // Before any page of a grant is taken away. Partner: the acquire fence in ShardLane::revoked, which stands
   // between the reading of a slot and the look at this flag: who has read a byte of a page that was gone sees
   // the flag.
   segments_.status().revoked.store(1, std::memory_order_release);
   std::atomic_thread_fence(std::memory_order_seq_cst);
+  KVSS_STEP("memory revoked");
 }
 
 void RingSession::WatchWith(int epoll_fd) {

@@ -1,5 +1,7 @@
 #include "engine/shard_host.h"
 
+#include "base/step.h"
+
 namespace kvss {
 
 using proto::Status;
@@ -54,6 +56,7 @@ Outcome ShardHost::Enter(std::unique_ptr<EngineSession> session, StreamSession* 
     return Error{Status::kNotAllowed, "the session is attached to this shard already"};
   }
   engine_->Attach(std::move(session));
+  KVSS_STEP("session attached");
   return Nothing{};
 }
 
@@ -77,6 +80,7 @@ Result<GrantedMemory> ShardHost::AddGrant(uint64_t session_id, uint32_t grant_id
   auto allocated = allocator_->Allocate(geometry.value());
   if (!allocated.ok()) return allocated.error();
   auto memory = std::make_unique<GrantMemory>(std::move(allocated.value()));
+  KVSS_STEP("grant allocated");
   const bool huge_pages = memory->object.huge_pages();
 
   if (Outcome mapped = MapIfStream(session_id, memory.get()); !mapped.ok()) {
@@ -90,6 +94,7 @@ Result<GrantedMemory> ShardHost::AddGrant(uint64_t session_id, uint32_t grant_id
     allocator_->Free(std::move(*memory));
     return added.error();
   }
+  KVSS_STEP("grant registered");
   const GrantGeometry& cut = geometry.value();
   return GrantedMemory{std::move(descriptor.value()), cut, allocator_->Footprint(cut), huge_pages};
 }
@@ -149,12 +154,16 @@ void ShardHost::CloseSession(uint64_t session_id) {
   {
     std::lock_guard lock(mutex_);
     engine_->Detach(session_id).reset();
+    KVSS_STEP("session detached, memory not yet free");
     const auto session = sessions_.find(session_id);
     if (session == sessions_.end()) return;
     grants = std::move(session->second.grants);
     sessions_.erase(session);
   }
-  for (auto& [grant_id, memory] : grants) allocator_->Free(std::move(*memory));
+  for (auto& [grant_id, memory] : grants) {
+    allocator_->Free(std::move(*memory));
+    KVSS_STEP("grant of an ended session freed");
+  }
 }
 
 }  // namespace kvss

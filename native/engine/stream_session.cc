@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/crc32c.h"
+#include "base/step.h"
 #include "link/stream_listener.h"
 
 namespace kvss {
@@ -55,6 +56,7 @@ Outcome StreamSession::AddLane(proto::LaneKind kind, uint32_t stream, UniqueFd f
   AnswerLane(fd.get(), lane != nullptr ? Status::kOk : Status::kNotAllowed);
   if (lane == nullptr)
     return Error{Status::kNotAllowed, "the session cannot have this lane, or has it already"};
+  KVSS_STEP("lane welcome, not watched");
   lane->fd = std::move(fd);
   Watch(*lane);
   return Nothing{};
@@ -141,6 +143,7 @@ bool StreamSession::TakeDescriptors(uint64_t now_ns) {
     }
     holding_ = false;
     ++taken;
+    KVSS_STEP("descriptor taken from a lane");
     IsEvict(held_) ? core_.AcceptEvict(held_, now_ns) : core_.AcceptCommand(held_, now_ns);
   }
   return taken > 0;
@@ -245,6 +248,7 @@ bool StreamSession::Receive(EvictLane& lane, uint64_t now_ns) {
     lane.have = 0;
     if (!stored) continue;
     incoming_.erase(lane.header.request_id);
+    KVSS_STEP("piece received whole");
     core_.TransferFinished(TransferKind::kReceive, lane.header.request_id,
                            ChecksumHolds(lane.header, {lane.slot, lane.header.length}), now_ns);
   }
@@ -288,6 +292,7 @@ void StreamSession::Route(EvictLane& lane) {
   incoming.begun = true;
   lane.slot = incoming.slot;
   lane.state = EvictLane::State::kPayload;
+  KVSS_STEP("piece about to be received");
 }
 
 bool StreamSession::Send(RefillLane& lane, uint64_t now_ns) {
@@ -306,6 +311,7 @@ bool StreamSession::Send(RefillLane& lane, uint64_t now_ns) {
   // Finishing a transfer may start others, which join the queue behind.
   const StreamState state =
       SendFrames(lane.fd.get(), lane.queue, kFramesPerTurn, [&](const proto::StreamHeader& header) {
+        KVSS_STEP("piece sent whole");
         core_.TransferFinished(TransferKind::kSend, header.request_id, true, now_ns);
       });
   if (state == StreamState::kPartial) lane.writable = false;
@@ -322,6 +328,7 @@ bool StreamSession::SendCompletions() {
     AppendEntries(out_, StreamType::kCompletions, completions_.data(), completions_.size(),
                   core_.evict_count(), core_.command_count());
     completions_.clear();
+    KVSS_STEP("completions about to be sent");
   }
   if (out_.empty() || !hio_->writable) return worked;
   switch (out_.Flush(hio_->fd.get())) {
@@ -358,6 +365,7 @@ void StreamSession::Close(uint64_t now_ns) {
   FinishCancelled(now_ns);
   // What was half on its way ends here: the lanes are closed, so nothing touches the slots any more.
   hio_.reset();
+  KVSS_STEP("lanes half closed");
   evict_lanes_.clear();
   std::vector<uint64_t> half_sent;
   ForEach(refill_lanes_, [&](RefillLane& lane) {

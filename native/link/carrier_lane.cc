@@ -5,6 +5,8 @@
 
 #include <bit>
 
+#include "base/step.h"
+
 namespace kvss {
 namespace {
 
@@ -109,6 +111,7 @@ bool CarrierLane::Take(const proto::TransferOrder& order) {
   }
   open = order.sequence;
   orders.last = order.sequence;
+  KVSS_STEP("order taken by the carrier");
   const PayloadLanes::Piece piece{order.sequence, order.generation,
                                   memory_.data + order.place * memory_.stride_bytes, order.piece_bytes};
   if (opcode == Opcode::kEvict) {
@@ -126,6 +129,7 @@ void CarrierLane::Moved(Opcode opcode, uint64_t sequence, Status status) {
   ack.status = static_cast<uint16_t>(status);
   ack.sequence = sequence;
   acks_.push_back(ack);
+  KVSS_STEP("piece moved by the carrier, not acknowledged");
 }
 
 bool CarrierLane::SendAcks() {
@@ -133,6 +137,7 @@ bool CarrierLane::SendAcks() {
   if (!acks_.empty()) {
     AppendEntries(out_, StreamType::kAcks, acks_.data(), acks_.size());
     acks_.clear();
+    KVSS_STEP("acknowledgements about to be sent");
     worked = true;
   }
   if (out_.empty() || !order_.writable) return worked;

@@ -11,6 +11,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/step.h"
+
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77
 #endif
@@ -96,6 +98,7 @@ Outcome ControlSocket::Send(const uint8_t* bytes, size_t length, const std::vect
   do {
     sent = ::sendmsg(fd(), &message, MSG_NOSIGNAL);
   } while (sent < 0 && errno == EINTR);
+  KVSS_STEP("control frame sent");
   // Frames are small and answers are awaited one by one: a stream that takes only a part of one has a peer
   // that does not read.
   if (sent >= 0 && static_cast<size_t>(sent) < length) {
@@ -122,6 +125,7 @@ ControlSocket::Event ControlSocket::ReceiveFromStream(ControlPacket* packet) {
       if (sound) wanted += header.payload_bytes;
       if (partial_.size() == wanted) {
         packet->bytes = std::exchange(partial_, {});
+        KVSS_STEP("control frame received from a stream");
         packet->descriptors.clear();
         return Event::kPacket;
       }
@@ -167,6 +171,7 @@ ControlSocket::Event ControlSocket::Receive(ControlPacket* packet) {
     return Event::kEnd;
   }
   packet->bytes.resize(static_cast<size_t>(received));
+  KVSS_STEP("control frame received");
   return Event::kPacket;
 }
 
@@ -204,11 +209,13 @@ Result<ControlListener> ControlListener::Listen(const std::string& path) {
   }
   auto fd = MakeSocket();
   if (!fd.ok()) return fd.error();
+  KVSS_STEP("lock taken, not bound");
   // Before bind, which gives the file the mode of the socket: there is no moment in which others may connect.
   (void)::fchmod(fd.value().get(), 0600);
   const int bound =
       ::bind(fd.value().get(), reinterpret_cast<sockaddr*>(&address.value()), sizeof(sockaddr_un));
   if (bound != 0) return SystemError(Status::kNotAllowed, "cannot bind " + path);
+  KVSS_STEP("bound, not listening");
   if (::listen(fd.value().get(), 64) != 0)
     return SystemError(Status::kNotAllowed, "cannot listen at " + path);
   return ControlListener(path, std::move(fd.value()), std::move(lock.value()));
@@ -217,6 +224,7 @@ Result<ControlListener> ControlListener::Listen(const std::string& path) {
 ControlListener::~ControlListener() {
   if (!fd_.valid()) return;
   ::unlink(path_.c_str());
+  KVSS_STEP("socket removed, lock not");
   // While the lock is still held: who opened the file meanwhile finds that its name has gone, and tries
   // again.
   ::unlink(LockPath(path_).c_str());

@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/crc32c.h"
+#include "base/step.h"
 
 namespace kvss {
 namespace {
@@ -147,6 +148,7 @@ bool PayloadLanes::Match(RefillLane& lane) {
     return false;
   }
   lane.memory = piece.memory;
+  KVSS_STEP("memory of a piece found");
   return true;
 }
 

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <array>
 
+#include "base/step.h"
+
 namespace kvss {
 
 Result<std::unique_ptr<ShardLane>> ShardLane::Attach(UniqueFd submit_segment, UniqueFd status_segment,
@@ -30,8 +32,11 @@ uint32_t ShardLane::Submit(Queue queue, const proto::Descriptor* descriptors, ui
   const uint32_t batch = std::min(count, ring.Room().value_or(0));
   if (batch == 0) return 0;
   for (uint32_t index = 0; index < batch; ++index) ring.Put(descriptors[index]);
+  KVSS_STEP("descriptors put");
   ring.Publish();
+  KVSS_STEP("descriptors published");
   WakeEngine();
+  KVSS_STEP("engine woken");
   return batch;
 }
 
@@ -47,7 +52,9 @@ uint32_t ShardLane::Poll(proto::Completion* completions, uint32_t limit) {
   const uint32_t batch = std::min(limit, completion_ring_.Available().value_or(0));
   if (batch == 0) return 0;
   for (uint32_t index = 0; index < batch; ++index) completions[index] = completion_ring_.Take();
+  KVSS_STEP("completions taken");
   completion_ring_.Release();
+  KVSS_STEP("completions released");
   // The engine may have left descriptors in the rings for want of room that it has now.
   if (evict_ring_.Unconsumed() || command_ring_.Unconsumed()) WakeEngine();
   return batch;

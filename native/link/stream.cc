@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "base/crc32c.h"
+#include "base/step.h"
 
 namespace kvss {
 
@@ -29,6 +30,7 @@ StreamState ReceiveInto(int fd, std::span<std::byte> bytes, size_t* have) {
     const ssize_t received = ::recv(fd, bytes.data() + *have, bytes.size() - *have, MSG_DONTWAIT);
     if (received > 0) {
       *have += static_cast<size_t>(received);
+      KVSS_STEP("bytes received");
     } else if (received < 0 && errno == EINTR) {
       continue;
     } else {
@@ -57,6 +59,7 @@ StreamState SendFrame(int fd, std::span<const std::byte> header, std::span<const
     const ssize_t written = ::sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (written >= 0) {
       *sent += static_cast<size_t>(written);
+      KVSS_STEP("bytes sent");
     } else if (errno != EINTR) {
       return errno == EAGAIN || errno == EWOULDBLOCK ? StreamState::kPartial : StreamState::kEnded;
     }
@@ -83,7 +86,9 @@ ssize_t SendSome(int fd, const std::deque<OutFrame>& queue, size_t frames) {
   msghdr message{};
   message.msg_iov = parts.data();
   message.msg_iovlen = count;
-  return ::sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+  const ssize_t taken = ::sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+  KVSS_STEP("part of the pieces sent");
+  return taken;
 }
 
 proto::StreamHeader MakeHeader(proto::StreamType type, uint32_t length, uint64_t request_id,

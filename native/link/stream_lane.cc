@@ -7,6 +7,7 @@
 #include <bit>
 
 #include "base/crc32c.h"
+#include "base/step.h"
 
 namespace kvss {
 namespace {
@@ -70,8 +71,10 @@ uint32_t StreamLane::Submit(const StreamOrder* orders, uint32_t count) {
   const uint32_t batch = std::min(count, orders_in_.Room().value_or(0));
   if (batch == 0 || broken()) return 0;
   for (uint32_t index = 0; index < batch; ++index) orders_in_.Put(orders[index]);
+  KVSS_STEP("orders put");
   orders_in_.Publish();
   WakeThread();
+  KVSS_STEP("orders published");
   return batch;
 }
 
@@ -125,7 +128,9 @@ bool StreamLane::Turn() {
   }
   if (put_any_) {
     put_any_ = false;
+    KVSS_STEP("completions finished, not published");
     completions_in_.Publish();
+    KVSS_STEP("completions published to the caller");
     // Dekker with Arm.
     std::atomic_thread_fence(std::memory_order_seq_cst);
     if (caller_sleeping_.load(std::memory_order_relaxed) != 0) ::eventfd_write(completion_wake_.get(), 1);
@@ -149,6 +154,7 @@ bool StreamLane::TakeOrders() {
     flight = Flight{.order = order, .active = true};
     MovePayload(order, sequence, flight);
     batch.push_back(order.descriptor);
+    KVSS_STEP("order taken");
   }
   if (taken == 0) return false;
   orders_out_.Release();
@@ -225,6 +231,7 @@ bool StreamLane::ReceiveCompletions() {
     }
     worked = true;
     flight->answered = true;
+    KVSS_STEP("completion received");
     flight->completion = completion;
     // No piece follows a refill that was not served, and nobody wants the piece of an evict that has failed.
     if (!flight->moved && completion.status != static_cast<uint16_t>(Status::kOk)) {
@@ -264,6 +271,7 @@ void StreamLane::Moved(Opcode opcode, uint64_t sequence, Status status) {
   Flight& flight = At(Flights(opcode == Opcode::kEvict), sequence);
   flight.moved = true;
   flight.failed = status != Status::kOk;
+  KVSS_STEP("piece moved");
   FinishIfComplete(flight);
 }
 

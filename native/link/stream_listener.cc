@@ -11,6 +11,7 @@
 #include <cstring>
 #include <memory>
 
+#include "base/step.h"
 #include "link/stream.h"
 
 namespace kvss {
@@ -90,6 +91,7 @@ Result<StreamListener> StreamListener::Listen(const StreamAddress& address) {
 UniqueFd StreamListener::Accept() {
   UniqueFd accepted(::accept4(fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (accepted.valid()) TuneStream(accepted.get());
+  KVSS_STEP("stream accepted");
   return accepted;
 }
 

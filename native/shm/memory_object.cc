@@ -9,6 +9,7 @@
 #include <array>
 
 #include "base/round_up.h"
+#include "base/step.h"
 
 namespace kvss {
 namespace {
@@ -44,6 +45,7 @@ Result<MemoryObject> MemoryObject::CreateWith(const std::string& label, uint64_t
   MemoryObject object;
   object.fd_ = UniqueFd(::memfd_create(label.c_str(), flags));
   if (!object.fd_.valid()) return SystemError(proto::Status::kNoMemory, "memfd_create");
+  KVSS_STEP("memory object made");
   object.bytes_ = RoundUp(std::max<uint64_t>(bytes, 1), Granule(huge_pages));
   object.huge_pages_ = huge_pages;
   if (::ftruncate(object.fd(), static_cast<off_t>(object.bytes_)) != 0) {
@@ -51,6 +53,7 @@ Result<MemoryObject> MemoryObject::CreateWith(const std::string& label, uint64_t
                        "cannot size a memory object of " + std::to_string(bytes) + " bytes");
   }
   if (Outcome populated = object.PopulateRange(0, object.bytes_); !populated.ok()) return populated.error();
+  KVSS_STEP("memory object filled, not sealed");
   // Nobody may change the size any more: a shrunk object would turn every access behind its end into SIGBUS.
   if (::fcntl(object.fd(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
     return SystemError(proto::Status::kInternal, "cannot seal a memory object");
@@ -93,6 +96,7 @@ Outcome MemoryObject::Zero(uint64_t offset, uint64_t length) {
         ::pwrite(fd(), kZeros.data(), std::min<uint64_t>(length, kZeros.size()), static_cast<off_t>(offset));
     if (written < 0 && errno == EINTR) continue;
     if (written <= 0) return SystemError(proto::Status::kInternal, "cannot scrub a memory object");
+    KVSS_STEP("part of a slot scrubbed");
     offset += static_cast<uint64_t>(written);
     length -= static_cast<uint64_t>(written);
   }

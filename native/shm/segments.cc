@@ -1,5 +1,7 @@
 #include "shm/segments.h"
 
+#include "base/step.h"
+
 namespace kvss {
 namespace {
 
@@ -60,6 +62,7 @@ Result<SessionSegments> SessionSegments::Create(uint32_t ring_entries) {
   status_header.segment_bytes = segments.status_object_.bytes();
   status_header.completion_entries = segments.completion_entries();
   status_header.completion_ring_offset = kRingsOffset;
+  KVSS_STEP("segments not ready");
   // Published last. Partner: the acquire load in Attach.
   status_header.ready.store(1, std::memory_order_release);
   return segments;

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "base/round_up.h"
+#include "base/step.h"
 
 namespace kvss {
 Result<GrantGeometry> GrantGeometry::For(uint64_t slots, uint64_t piece_bytes) {
@@ -60,6 +61,7 @@ Result<GrantMemory> ColumnAllocator::Allocate(const GrantGeometry& geometry) {
     granted_bytes_ += footprint;
     HoldReserve();
   }
+  KVSS_STEP("reserve made room");
   // Rounded up here so that the object is whole pages of the same kind as the reserve that made room for it.
   auto object = MemoryObject::Create("kvss-grant", footprint,
                                      huge_pages_ ? HugePages::kIfAvailable : HugePages::kNever);
@@ -77,7 +79,9 @@ Result<GrantMemory> ColumnAllocator::Allocate(const GrantGeometry& geometry) {
 void ColumnAllocator::Free(GrantMemory memory) {
   // Also what scrubs: the pages go back to the kernel, which zeroes them before anyone gets them again, and
   // remaining mappings of this object read zeros at once.
+  KVSS_STEP("grant about to be scrubbed");
   memory.object.DiscardPages();
+  KVSS_STEP("grant scrubbed, not free");
   std::lock_guard lock(mutex_);
   granted_bytes_ -= Footprint(memory.geometry);
   HoldReserve();

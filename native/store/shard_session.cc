@@ -4,6 +4,8 @@
 #include <bit>
 #include <utility>
 
+#include "base/step.h"
+
 namespace kvss {
 namespace {
 
@@ -92,6 +94,7 @@ Status ShardSession::Check(const proto::Descriptor& descriptor, bool evict_queue
 
 void ShardSession::AcceptEvict(const proto::Descriptor& descriptor, uint64_t now_ns) {
   Operation& operation = Enter(evicts_, descriptor, now_ns);
+  KVSS_STEP("evict accepted");
   const uint64_t sequence = evicts_.accepted;
   SlotTable* table = nullptr;
   if (const Status status = Check(descriptor, true, &table); status != Status::kOk) {
@@ -134,6 +137,7 @@ void ShardSession::StartEvict(uint64_t sequence, Operation& operation, SlotTable
   slot.generation = operation.descriptor.generation;
   slot.tenant_tag = operation.descriptor.tenant_tag;
   slot.state = SlotState::kWriting;
+  KVSS_STEP("slot stamped");
   Begin(TransferKind::kReceive, sequence, operation, table, now_ns);
 }
 
@@ -144,6 +148,7 @@ void ShardSession::Begin(TransferKind kind, uint64_t sequence, Operation& operat
   operation.state = OperationState::kRunning;
   --window.waiting;
   ++running_;
+  KVSS_STEP("transfer about to begin");
   const TransferState state = port_->Begin(
       {kind, sequence, descriptor.grant_id, descriptor.slot, descriptor.slot * table.geometry.slot_bytes,
        descriptor.piece_bytes, descriptor.generation, descriptor.user_data});
@@ -156,6 +161,7 @@ void ShardSession::Begin(TransferKind kind, uint64_t sequence, Operation& operat
 
 void ShardSession::AcceptCommand(const proto::Descriptor& descriptor, uint64_t now_ns) {
   Operation& operation = Enter(commands_, descriptor, now_ns);
+  KVSS_STEP("command accepted");
   Progress(now_ns);
   if (operation.state == OperationState::kWaiting) {
     ++tally_->gated_commands;
@@ -198,6 +204,7 @@ void ShardSession::StartDelete(uint64_t sequence, Operation& operation, SlotTabl
   // Later refills miss from now on; a refill that already runs keeps the bytes until it has finished.
   slot.state = SlotState::kEmpty;
   --tally_->stored_slots;
+  KVSS_STEP("slot deleted, not scrubbed");
   if ((operation.descriptor.flags & proto::descriptor_flag::kScrub) == 0) {
     return FinishCommand(sequence, Status::kOk, now_ns);
   }
@@ -232,6 +239,7 @@ void ShardSession::TransferFinished(TransferKind kind, uint64_t sequence, bool s
   Window& window = kind == TransferKind::kReceive ? evicts_ : commands_;
   Operation& operation = window.At(sequence);
   KVSS_CHECK(operation.state == OperationState::kRunning);
+  KVSS_STEP("transfer finished, slot not marked");
   --running_;
   SlotTable* table = FindGrant(operation.descriptor.grant_id);
   Slot& slot = table->slots[operation.descriptor.slot];
@@ -297,6 +305,7 @@ void ShardSession::Finish(Window& window, uint64_t sequence, Status status) {
   KVSS_CHECK(operation.state != OperationState::kFinished);
   window.waiting -= operation.state == OperationState::kWaiting;
   operation.state = OperationState::kFinished;
+  KVSS_STEP("operation finished, not counted");
   while (window.finished < window.accepted &&
          window.At(window.finished + 1).state == OperationState::kFinished) {
     ++window.finished;

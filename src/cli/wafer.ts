@@ -59,10 +59,9 @@ async function wafer(flags: WaferFlags): Promise<void> {
   runUntilStopped({ ports: server.ports }, () => server.stop());
 }
 
-/** The configuration file, overridden by flags. */
+/** The configuration file, overridden and completed by flags. */
 function configOf(flags: WaferFlags): WaferConfig {
   const config = flags.config === undefined ? {} : readConfigFile(flags.config);
-  if (flags.config !== undefined) parseWaferConfig(config, flags.config);
   if (flags.listen) {
     config.listen = flags.listen.map((text) => {
       const address = parseStreamAddress(text);
@@ -79,7 +78,7 @@ function configOf(flags: WaferFlags): WaferConfig {
     decodeTokensPerSecond: flags.decodeRate,
   };
   for (const [key, value] of Object.entries(given)) if (value !== undefined) config[key] = value;
-  return parseWaferConfig(config, 'flags');
+  return parseWaferConfig(config, flags.config === undefined ? 'flags' : `${flags.config} and flags`);
 }
 
 /** Boxes of four domains each, from one list. */

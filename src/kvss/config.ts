@@ -94,7 +94,11 @@ export function readConfigFile(path: string): Record<string, unknown> {
     throw localError('KVSS_BAD_CONFIG', `cannot read ${path}: ${messageOf(cause)}`, cause);
   }
   const document = parseDocument(text);
-  if (document.errors[0]) throw localError('KVSS_BAD_CONFIG', `${path}: ${document.errors[0].message}`);
+  if (document.errors[0]) {
+    // What follows draws the place, over several lines.
+    const [what = ''] = document.errors[0].message.split(':\n');
+    throw localError('KVSS_BAD_CONFIG', `${path}: ${what}`);
+  }
   const value: unknown = document.toJS() ?? {};
   if (typeof value !== 'object' || Array.isArray(value)) {
     throw localError('KVSS_BAD_CONFIG', `${path}: expected keys and values`);

@@ -69,16 +69,12 @@ export class ControlClient {
     deadlineMs: number,
     opening: Opening,
     expects: Answers[Opening],
-    token?: string,
+    introduction: { token?: string; owner?: string } = {},
     clock: Clock = systemClock,
   ): Promise<{ client: ControlClient; welcome: PayloadOf<Answers[Opening]> }> {
     const client = new ControlClient(channel, deadlineMs, clock);
     try {
-      const { payload } = await client.request(
-        opening,
-        { client: `kvss-node/${VERSION}`, ...(token === undefined ? {} : { token }) },
-        expects,
-      );
+      const { payload } = await client.request(opening, { client: `kvss-node/${VERSION}`, ...introduction }, expects);
       return { client, welcome: payload };
     } catch (thrown) {
       client.close();
@@ -107,7 +103,13 @@ export class ControlClient {
           cancel = this.clock.schedule(deadlineMs, () => {
             reject(localError('KVSS_TIMEOUT', `no answer to ${name} within ${deadlineMs} ms`));
           });
-          this.channel.send(encodeFrame({ type: FrameType[name], requestId, payload }));
+          const frame = encodeFrame({ type: FrameType[name], requestId, payload });
+          try {
+            this.channel.send(frame);
+          } catch (thrown) {
+            // It has gone, or does not read: its end has not been heard of yet.
+            reject(localError('KVSS_UNREACHABLE', messageOf(thrown), thrown));
+          }
         },
       );
       return { payload: parsePayload(expects, answer.payload), descriptors: answer.descriptors };

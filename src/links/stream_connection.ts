@@ -55,7 +55,7 @@ export class StreamConnection implements DaemonConnection {
       deadlineMs,
       'hello',
       'welcome',
-      options.token,
+      options.token === undefined ? {} : { token: options.token },
     );
     return new StreamConnection(address, client, welcome, deadlineMs, options);
   }

@@ -152,11 +152,15 @@ export const Payload = {
   }),
   carrierHello: z.object({
     client: z.string().max(256),
+    /** Chosen at random by the driver, the same for every connection of it: the memory has one owner at a time. */
+    owner: z.string().min(1).max(64),
     /** Shared secret of a listener that wants one. */
     token: z.string().max(1024).optional(),
   }),
   carrierWelcome: z.object({
     carrier: z.string().max(256),
+    /** Chosen at random when the memory gets an owner: another one means that what was in it is void. */
+    epoch: z.string().max(64),
     sessionId: count(Number.MAX_SAFE_INTEGER),
     /** Columns that its memory holds. */
     places: positive(MAX_SLOTS_PER_GRANT),

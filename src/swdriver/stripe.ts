@@ -69,6 +69,8 @@ export interface StripeEvents {
   down(stripe: Stripe, reason: string): void;
 }
 
+/** How much longer shards that finish other things may do nothing about a batch than those that are silent. */
+const LATENESS = 8;
 const FIRST_RETRY_MS = 50;
 const LAST_RETRY_MS = 2_000;
 
@@ -448,13 +450,29 @@ export class Stripe {
     for (const [shard, open] of batch.openAt.entries()) {
       if (open > 0 && (this.#heardAt[shard] as number) < batch.issuedAt) this.#silent.add(shard);
     }
-    if (this.#inPlace || this.#silent.size === 0) return;
-    // A connection that stays silent is dead, whatever the kernel says: it may have become a black hole.
+    if (this.#inPlace) return;
+    const expiredAt = this.clock.now();
     // Not after the time of a call in a hurry: its answer may just be on its way.
-    this.clock.schedule(Math.max(batch.timeoutUs / 1000, this.settings.silenceMs), () => {
-      if (this.#silent.size > 0 && this.#batches.has(batch.id))
-        this.#fall(`shard ${[...this.#silent].join(', ')} does not answer`);
+    const patienceMs = Math.max(batch.timeoutUs / 1000, this.settings.silenceMs);
+    // A connection that stays silent is dead, whatever the kernel says: it may have become a black hole.
+    this.clock.schedule(patienceMs, () => this.#giveUp(batch, (shard) => (this.#heardAt[shard] as number) < expiredAt));
+    this.#watch(batch, LATENESS * patienceMs);
+  }
+
+  /** One lane may be a black hole while the others go on, and slots and places wait for what it has swallowed. */
+  #watch(batch: RunningBatch, patienceMs: number): void {
+    const before = batch.openAt.slice();
+    this.clock.schedule(patienceMs, () => {
+      this.#giveUp(batch, (shard) => batch.openAt[shard] === before[shard]);
+      if (this.#batches.has(batch.id)) this.#watch(batch, patienceMs);
     });
+  }
+
+  /** The stripe falls where a shard has not finished a batch and is not to be waited for any longer. */
+  #giveUp(batch: RunningBatch, on: (shard: number) => boolean): void {
+    if (!this.#batches.has(batch.id)) return;
+    const shards = [...batch.openAt.keys()].filter((shard) => (batch.openAt[shard] as number) > 0 && on(shard));
+    if (shards.length > 0) this.#fall(`shard ${shards.join(', ')} does not answer`);
   }
 
   /** Tells the asker how the batch ended; items that have not finished get `unfinished`. */

@@ -26,7 +26,7 @@ export class RemoteWafer implements WaferPort, AsyncDisposable {
   async compute(phase: Phase, columns: readonly PlacedColumn[]): Promise<void> {
     for (const part of partsOf(columns)) {
       const request = { phase, columns: packColumns(part) };
-      await this.carrier.control.request('compute', request, 'computed', COMPUTE_DEADLINE_MS);
+      await this.carrier.request('compute', request, 'computed', COMPUTE_DEADLINE_MS);
     }
   }
 
@@ -34,7 +34,7 @@ export class RemoteWafer implements WaferPort, AsyncDisposable {
     const total: CheckResult = { bytes: 0, lines: 0, mismatches: 0 };
     for (const part of partsOf(columns)) {
       const request = { columns: packColumns(part) };
-      const { payload } = await this.carrier.control.request('check', request, 'checked', COMPUTE_DEADLINE_MS);
+      const { payload } = await this.carrier.request('check', request, 'checked', COMPUTE_DEADLINE_MS);
       total.bytes += payload.bytes;
       total.lines += payload.lines;
       total.mismatches += payload.mismatches;

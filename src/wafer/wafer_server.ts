@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto';
 import { type Logger, pino } from 'pino';
 import {
   type DescriptorBundle,
@@ -6,12 +7,13 @@ import {
   native,
   nativeError,
 } from '../binding/native.js';
+import { type Clock, systemClock } from '../common/clock.js';
 import { KvssError, messageOf } from '../common/errors.js';
 import { VERSION } from '../common/version.js';
 import { type Answer, ControlPeer } from '../links/control_peer.js';
 import { listenForStreams } from '../links/listen.js';
 import { openLane } from '../links/open_lane.js';
-import { parseStreamAddress } from '../links/stream_address.js';
+import { parseStreamAddress, type StreamAddress } from '../links/stream_address.js';
 import { Tickets } from '../links/tickets.js';
 import { type Frame, FrameType, type PayloadOf, parsePayload } from '../proto/frames.js';
 import { frameTypeName, LaneKind, Status } from '../proto/generated.js';
@@ -20,9 +22,8 @@ import { unpackColumns } from './packed_columns.js';
 import { Wafer } from './wafer.js';
 import type { WaferConfig } from './wafer_config.js';
 
-/** Longest that a shard may take to open one lane, and a driver to come for its orders. */
+/** Longest that a shard may take to open one lane, and a driver to come with its order lane. */
 const OPEN_DEADLINE_MS = 10_000;
-const TICKET_LIFETIME_MS = 60_000;
 const MAX_LINKS_PER_SESSION = 4096;
 
 interface CarriedShard {
@@ -41,6 +42,7 @@ export interface CarrierTotals {
 /** A wafer in a process of its own: takes drivers over streams, and carries their payload between its memory and shards. */
 export class WaferServer implements AsyncDisposable {
   readonly wafer: Wafer;
+  #owner: { name: string; epoch: string } | undefined;
   readonly #sessions = new Map<number, WaferSession>();
   #listeners: NativeStreamListener[] = [];
   #nextSession = 1;
@@ -49,13 +51,18 @@ export class WaferServer implements AsyncDisposable {
   private constructor(
     readonly config: WaferConfig,
     readonly logger: Logger,
+    readonly clock: Clock,
   ) {
-    this.wafer = new Wafer(config);
+    this.wafer = new Wafer(config, clock);
   }
 
   /** Takes the memory and listens. Throws a KvssError that names the cause. */
-  static start(config: WaferConfig, logger: Logger = pino({ level: 'silent' })): WaferServer {
-    const server = new WaferServer(config, logger);
+  static start(
+    config: WaferConfig,
+    logger: Logger = pino({ level: 'silent' }),
+    clock: Clock = systemClock,
+  ): WaferServer {
+    const server = new WaferServer(config, logger, clock);
     server.#listeners = listenForStreams(config.listen, 'listen', (hello, stream, token) =>
       server.#accept(hello, stream, token),
     );
@@ -74,6 +81,20 @@ export class WaferServer implements AsyncDisposable {
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.stop();
+  }
+
+  /**
+   * @internal The memory is for one driver at a time, which may come back on another connection. Nothing of its connection
+   * before touches the memory afterwards. Answers the epoch; throws a KvssError where another driver is here.
+   */
+  claim(owner: string, sessionId: number): string {
+    const others = [...this.#sessions.values()].filter((session) => session.id !== sessionId && session.introduced);
+    if (this.#owner?.name !== owner) {
+      if (others.length > 0) throw KvssError.ofStatus(Status.limitExceeded, 'the wafer works for another driver');
+      this.#owner = { name: owner, epoch: randomBytes(16).toString('hex') };
+    }
+    for (const session of others) session.end('its driver has come back on another connection');
+    return this.#owner.epoch;
   }
 
   /** @internal */
@@ -112,7 +133,7 @@ class WaferSession {
   #nextLink = 1;
 
   constructor(
-    private readonly id: number,
+    readonly id: number,
     channel: ConstructorParameters<typeof ControlPeer>[0],
     private readonly server: WaferServer,
     token: string | undefined,
@@ -133,7 +154,14 @@ class WaferSession {
     });
   }
 
+  /** Whether a driver has been let in. */
+  get introduced(): boolean {
+    return this.#peer.introduced;
+  }
+
+  /** Closes everything that is carried, at once. Resolves when the connection has ended. */
   end(reason: string): Promise<void> {
+    for (const link of [...this.#links.keys()]) this.#drop(link);
     return this.#peer.end(reason);
   }
 
@@ -167,9 +195,11 @@ class WaferSession {
       case FrameType.carrierHello: {
         const request = parsePayload('carrierHello', frame.payload);
         this.#peer.introduce(request.token);
+        const epoch = this.server.claim(request.owner, this.id);
         this.server.logger.info({ session: this.id, client: request.client }, 'session opened');
         const payload: PayloadOf<'carrierWelcome'> = {
           carrier: `kvss-wafer/${VERSION}`,
+          epoch,
           sessionId: this.id,
           places: wafer.places,
           pieceBytes: [...wafer.pieceBytes],
@@ -198,8 +228,8 @@ class WaferSession {
   /** Opens the WIO lanes of a session on a shard. */
   async #carry(request: PayloadOf<'carry'>): Promise<PayloadOf<'carrying'>> {
     const { wafer, config } = this.server;
-    const address = parseStreamAddress(request.daemon);
     const refuse = (why: string) => KvssError.ofStatus(Status.limitExceeded, why);
+    const address = streamAddressOf(request.daemon);
     if (!address) throw refuse(`'${request.daemon}' is no address of streams`);
     if (request.domain >= wafer.pieceBytes.length) {
       throw refuse(`the wafer has ${wafer.pieceBytes.length} domains, there is no domain ${request.domain}`);
@@ -223,8 +253,13 @@ class WaferSession {
       throw refuse(`the wafer cannot open its lanes to ${request.daemon}: ${messageOf(failed?.reason)}`);
     }
     const link = this.#nextLink++;
-    this.#links.set(link, { request, lanes: native.joinBundles(...bundles), carrier: undefined });
-    return { link, ticket: this.#tickets.issue(link, TICKET_LIFETIME_MS) };
+    const carried: CarriedShard = { request, lanes: native.joinBundles(...bundles), carrier: undefined };
+    this.#links.set(link, carried);
+    // A driver that has lost patience meanwhile does not come, and does not know what to drop.
+    this.server.clock.schedule(OPEN_DEADLINE_MS, () => {
+      if (carried.lanes) this.#drop(link);
+    });
+    return { link, ticket: this.#tickets.issue(link, OPEN_DEADLINE_MS) };
   }
 
   /** Closes what is carried for a shard: nothing of it touches the memory afterwards. */
@@ -237,5 +272,14 @@ class WaferSession {
     carried.carrier.close();
     this.server.totals.bytesSent += carried.carrier.bytesSent();
     this.server.totals.bytesReceived += carried.carrier.bytesReceived();
+  }
+}
+
+/** The address that a driver has named; undefined where it is none of streams. */
+function streamAddressOf(text: string): StreamAddress | undefined {
+  try {
+    return parseStreamAddress(text);
+  } catch {
+    return undefined;
   }
 }

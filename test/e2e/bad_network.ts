@@ -10,6 +10,8 @@ interface Way {
   waiting: (Buffer | undefined)[];
   /** Bytes since the scissors were set. */
   passed: number;
+  /** Nothing passes any more, for good. */
+  stalled: boolean;
 }
 
 interface Pair {
@@ -25,7 +27,8 @@ interface Scissors {
   kind: LaneKind;
   way: 'out' | 'back';
   after: number;
-  how: 'end' | 'reset';
+  /** `stall`: nothing more passes this way, and nobody is told. */
+  how: 'end' | 'reset' | 'stall';
 }
 
 /** What lies between a driver and a daemon, and goes wrong on request. */
@@ -90,8 +93,8 @@ export class BadNetwork implements AsyncDisposable {
       client,
       daemon,
       kind: undefined,
-      out: { from: client, to: daemon, waiting: [], passed: 0 },
-      back: { from: daemon, to: client, waiting: [], passed: 0 },
+      out: { from: client, to: daemon, waiting: [], passed: 0, stalled: false },
+      back: { from: daemon, to: client, waiting: [], passed: 0, stalled: false },
     };
     this.#pairs.add(pair);
     for (const way of [pair.out, pair.back]) {
@@ -109,6 +112,7 @@ export class BadNetwork implements AsyncDisposable {
   }
 
   #pass(pair: Pair, way: Way): void {
+    if (way.stalled) way.waiting.length = 0;
     if (way.waiting.length === 0 || !this.#pairs.has(pair)) return;
     const bytes = way.waiting.shift();
     if (bytes === undefined) {
@@ -122,7 +126,11 @@ export class BadNetwork implements AsyncDisposable {
       if (way.passed + bytes.length > scissors.after) {
         this.#scissors = undefined;
         this.cuts += 1;
-        way.to.write(bytes.subarray(0, scissors.after - way.passed), () => this.#part(pair, scissors.how));
+        const { how } = scissors;
+        way.stalled = true;
+        way.to.write(bytes.subarray(0, scissors.after - way.passed), () => {
+          if (how !== 'stall') this.#part(pair, how);
+        });
         return;
       }
     }

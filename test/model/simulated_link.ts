@@ -53,7 +53,7 @@ export interface Move {
  * refill needs exactly the stored generation and tenant.
  */
 export class SimulatedLink implements ShardLink {
-  readonly inPlace = true;
+  readonly inPlace: boolean;
   onReady: () => void = () => {};
   /** All operations of this session, in order of submission. */
   readonly evicts: Operation[] = [];
@@ -73,6 +73,7 @@ export class SimulatedLink implements ShardLink {
     readonly pieceBytes: number,
     private readonly ringEntries: number,
   ) {
+    this.inPlace = daemon.inPlace;
     this.#slotBytes = slotBytesOf(pieceBytes);
     this.memory = new Uint8Array(slots * this.#slotBytes);
     this.#table = Array.from({ length: slots }, () => ({ generation: 0, tenantTag: 0n, state: 'empty' }));
@@ -341,6 +342,7 @@ class SimulatedConnection implements DaemonConnection {
 
   async close(): Promise<void> {
     this.#finish('closed');
+    await this.daemon.lettingGo;
   }
 
   end(reason: string): void {
@@ -364,8 +366,12 @@ export class SimulatedDaemon {
   refusesMemory = false;
   /** Finishes every operation as it comes, like a shard on a fast core of its own. */
   immediate = false;
+  /** Whether a slot is memory of the runtime's process. No bytes travel in here; they only take their time. */
+  inPlace = true;
   /** Answers to requests wait for this. */
   answering: Promise<void> = Promise.resolve();
+  /** Until this, what was on its way when a connection was closed may still be written to the runtime's memory. */
+  lettingGo: Promise<void> = Promise.resolve();
   readonly connections = new Set<SimulatedConnection>();
 
   constructor(

@@ -1,9 +1,11 @@
 // The engine, its sessions and the driver's lane as they run in a daemon: real threads, real rings. Both
 // sanitizers run this file.
 
+#include <fcntl.h>
 #include <poll.h>
 
 #include <algorithm>
+#include <array>
 #include <condition_variable>
 #include <cstring>
 #include <future>
@@ -414,6 +416,29 @@ TEST("a corrupt session with an old deadline lets the engine sleep") {
   CHECK_EQ(before, 1000u);
   CHECK_EQ(after, UINT64_MAX);
   engine.engine->Detach(7);
+}
+
+TEST("a client that spoils its wake holds up no other session") {
+  Shard shard(HioMode::kBuffered);
+  const Client hostile = shard.Open(1);
+  const Client honest = shard.Open(2);
+  // Blocking from now on, for everybody who has a copy of this descriptor, and as full as it can be.
+  const int wake = hostile.lane->completion_wake_fd();
+  CHECK_EQ(::fcntl(wake, F_SETFL, 0), 0);
+  const uint64_t full = UINT64_MAX - 1;
+  (void)!::write(wake, &full, sizeof(full));
+  const UniqueFd again(::open(("/proc/self/fd/" + std::to_string(wake)).c_str(), O_WRONLY | O_NONBLOCK));
+  for (std::array<char, 4096> junk{}; again.valid() && ::write(again.get(), junk.data(), junk.size()) > 0;) {
+  }
+  hostile.header().client_sleeping.store(1);
+  for (uint64_t generation = 1; generation < 10; ++generation) {
+    hostile.Submit(Queue::kEvict, Evict(0, generation));
+    honest.Submit(Queue::kEvict, Evict(0, generation));
+    CHECK_EQ(honest.AwaitStatus(), Status::kOk);
+    while (hostile.lane->evict_count() < generation) std::this_thread::yield();
+    Completion ignored[8];
+    (void)hostile.lane->Poll(ignored, 8);
+  }
 }
 
 TEST("descriptors full of nonsense are refused one by one and the session goes on") {
