@@ -41,7 +41,7 @@ CarrierLaneWrap::CarrierLaneWrap(const Napi::CallbackInfo& info) : Napi::ObjectW
   memory_ = Napi::Reference<Napi::ArrayBuffer>::New(bytes, 1);
   on_end_ = Napi::Persistent(info[8].As<Napi::Function>());
   reactor_ = Reactor::For(env);
-  watch_ = reactor_->Watch(lane_->end_fd(), [this](Napi::Env js) { Ended(js); });
+  watch_ = reactor_->MustWatch(lane_->end_fd(), [this](Napi::Env js) { Ended(js); });
   reactor_->Unref(watch_);
   Ref();
 }

@@ -54,6 +54,8 @@ void ControlChannel::Start(const Napi::CallbackInfo& info) {
   Napi::ObjectWrap<ControlChannel>::Ref();
   reactor_ = Reactor::For(info.Env());
   socket_watch_ = reactor_->Watch(socket_->fd(), [this](Napi::Env env) { Readable(env); });
+  // A peer that cannot be heard has gone.
+  if (socket_watch_ == 0) return End(info.Env());
   if (peer_.pidfd.valid()) {
     pid_watch_ = reactor_->Watch(peer_.pidfd.get(), [this](Napi::Env env) { End(env); });
     reactor_->Unref(pid_watch_);
@@ -144,7 +146,7 @@ ControlListenerWrap::ControlListenerWrap(const Napi::CallbackInfo& info)
   listener_.emplace(std::move(listener.value()));
   on_connection_ = Napi::Persistent(info[1].As<Napi::Function>());
   reactor_ = Reactor::For(info.Env());
-  watch_ = reactor_->Watch(listener_->fd(), [this](Napi::Env env) { Readable(env); });
+  watch_ = reactor_->MustWatch(listener_->fd(), [this](Napi::Env env) { Readable(env); });
   Ref();
 }
 

@@ -62,7 +62,7 @@ Lane::Lane(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Lane>(info) {
 
   on_wake_ = Napi::Persistent(info[2].As<Napi::Function>());
   reactor_ = Reactor::For(env);
-  watch_ = reactor_->Watch(lane_->completion_wake_fd(), [this](Napi::Env js) { Woken(js); });
+  watch_ = reactor_->MustWatch(lane_->completion_wake_fd(), [this](Napi::Env js) { Woken(js); });
   // The control connection is what keeps a process alive, not each of its lanes.
   reactor_->Unref(watch_);
   Ref();

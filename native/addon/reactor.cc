@@ -14,8 +14,10 @@ constexpr uint64_t kStop = 0;
 std::shared_ptr<Reactor> Reactor::For(Napi::Env env) {
   Environment& environment = Environment::Of(env);
   if (!environment.reactor) {
-    environment.reactor = std::shared_ptr<Reactor>(new Reactor(env));
-    environment.reactor->Start();
+    // Kept only once it works: the next one to ask may find descriptors again.
+    const std::shared_ptr<Reactor> reactor(new Reactor(env));
+    reactor->Start();
+    environment.reactor = reactor;
   }
   return environment.reactor;
 }
@@ -87,6 +89,13 @@ uint64_t Reactor::Watch(int fd, Handler handler, uint32_t events) {
   if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) return 0;
   watched_.emplace(id, std::make_shared<Watched>(Watched{fd, std::move(handler), events, true}));
   CountReference(+1);
+  return id;
+}
+
+uint64_t Reactor::MustWatch(int fd, Handler handler) {
+  const uint64_t id = Watch(fd, std::move(handler));
+  if (id == 0)
+    throw ToJsError(env_, SystemError(proto::Status::kLimitExceeded, "cannot wait for KVSS events"));
   return id;
 }
 

@@ -28,6 +28,8 @@ class Reactor : public std::enable_shared_from_this<Reactor> {
   /// descriptor must stay open until then. A watch keeps the process alive until Unref. Answers 0 where the
   /// kernel refuses.
   uint64_t Watch(int fd, Handler handler, uint32_t events = EPOLLIN);
+  /// As Watch, and throws where the kernel refuses.
+  uint64_t MustWatch(int fd, Handler handler);
   void Unwatch(uint64_t id);
   void Ref(uint64_t id);
   void Unref(uint64_t id);

@@ -115,7 +115,7 @@ StreamListenerWrap::StreamListenerWrap(const Napi::CallbackInfo& info)
   listener_.emplace(std::move(listener.value()));
   on_connection_ = Napi::Persistent(info[2].As<Napi::Function>());
   reactor_ = Reactor::For(info.Env());
-  watch_ = reactor_->Watch(listener_->fd(), [this](Napi::Env env) { Readable(env); });
+  watch_ = reactor_->MustWatch(listener_->fd(), [this](Napi::Env env) { Readable(env); });
   Ref();
 }
 
@@ -128,7 +128,11 @@ void StreamListenerWrap::Readable(Napi::Env) {
     connection.fd = std::move(fd);
     connection.watch =
         reactor_->Watch(connection.fd.get(), [this, number](Napi::Env env) { ReadHello(env, number); });
-    if (arriving_.size() > kMaxArriving) Drop(arriving_.begin()->first);
+    if (connection.watch == 0) {
+      Drop(number);
+    } else if (arriving_.size() > kMaxArriving) {
+      Drop(arriving_.begin()->first);
+    }
   }
 }
 
@@ -217,7 +221,7 @@ StreamLaneWrap::StreamLaneWrap(const Napi::CallbackInfo& info) : Napi::ObjectWra
   orders_.resize(window);
   on_wake_ = Napi::Persistent(info[4].As<Napi::Function>());
   reactor_ = Reactor::For(env);
-  watch_ = reactor_->Watch(lane_->completion_wake_fd(), [this](Napi::Env js) { Woken(js); });
+  watch_ = reactor_->MustWatch(lane_->completion_wake_fd(), [this](Napi::Env js) { Woken(js); });
   reactor_->Unref(watch_);
   Ref();
 }

@@ -73,7 +73,8 @@ AnyLane* StreamSession::Enter(std::vector<std::unique_ptr<AnyLane>>& lanes, uint
 
 void StreamSession::Watch(Lane& lane) {
   if (epoll_fd_ < 0) return;
-  (void)WatchLane(epoll_fd_, lane.fd.get(), &lane);
+  // The engine would never hear that a lane is ready again: better none at all than one that is deaf.
+  if (!WatchLane(epoll_fd_, lane.fd.get(), &lane)) Fail(SessionFault::kLaneEnded);
 }
 
 void StreamSession::WatchWith(int epoll_fd) {

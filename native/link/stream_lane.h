@@ -114,7 +114,8 @@ class StreamLane final : private PayloadSink {
   UniqueFd completion_wake_;
 
   // Rings between the caller's thread and this one.
-  std::atomic<uint64_t> orders_head_{0}, orders_tail_{0}, completions_head_{0}, completions_tail_{0};
+  std::atomic<uint64_t> orders_head_{kFirstPosition}, orders_tail_{kFirstPosition};
+  std::atomic<uint64_t> completions_head_{kFirstPosition}, completions_tail_{kFirstPosition};
   std::vector<StreamOrder> order_entries_;
   std::vector<proto::Completion> completion_entries_;
   RingProducer<StreamOrder> orders_in_;

@@ -3,6 +3,10 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include <algorithm>
+
+#include "base/round_up.h"
+
 namespace kvss {
 
 Result<Mapping> Mapping::Map(int fd, uint64_t bytes, Access access) {
@@ -13,14 +17,18 @@ Result<Mapping> Mapping::Map(int fd, uint64_t bytes, Access access) {
     return Error{proto::Status::kBadLength, "a memory object of " + std::to_string(facts.st_size) +
                                                 " bytes was announced with " + std::to_string(bytes)};
   }
+  // Whole pages, also of huge ones: the kernel neither advises nor unmaps a part of one.
+  const auto page = static_cast<uint64_t>(facts.st_blksize);
+  const uint64_t length = std::min(RoundUp(bytes, page), static_cast<uint64_t>(facts.st_size));
   const int protection = access == Access::kRead ? PROT_READ : PROT_READ | PROT_WRITE;
-  void* data = ::mmap(nullptr, bytes, protection, MAP_SHARED, fd, 0);
+  void* data = ::mmap(nullptr, length, protection, MAP_SHARED, fd, 0);
   if (data == MAP_FAILED) return SystemError(proto::Status::kNoMemory, "cannot map a memory object");
   Mapping mapping;
   mapping.data_ = static_cast<std::byte*>(data);
   mapping.bytes_ = bytes;
+  mapping.mapped_bytes_ = length;
   // Slots are prompts in another form: neither a core file nor a forked child may hold them.
-  if (::madvise(data, bytes, MADV_DONTDUMP) != 0 || ::madvise(data, bytes, MADV_DONTFORK) != 0) {
+  if (::madvise(data, length, MADV_DONTDUMP) != 0 || ::madvise(data, length, MADV_DONTFORK) != 0) {
     return SystemError(proto::Status::kInternal, "cannot keep a mapping out of core dumps");
   }
   return mapping;
@@ -31,6 +39,7 @@ Mapping& Mapping::operator=(Mapping&& other) noexcept {
     Unmap();
     data_ = std::exchange(other.data_, nullptr);
     bytes_ = std::exchange(other.bytes_, 0);
+    mapped_bytes_ = std::exchange(other.mapped_bytes_, 0);
   }
   return *this;
 }
@@ -39,13 +48,14 @@ void Mapping::Populate() const {
 #ifndef MADV_POPULATE_WRITE
   constexpr int MADV_POPULATE_WRITE = 23;
 #endif
-  (void)::madvise(data_, bytes_, MADV_POPULATE_WRITE);
+  (void)::madvise(data_, mapped_bytes_, MADV_POPULATE_WRITE);
 }
 
 void Mapping::Unmap() {
-  if (data_ != nullptr) ::munmap(data_, bytes_);
+  if (data_ != nullptr) ::munmap(data_, mapped_bytes_);
   data_ = nullptr;
   bytes_ = 0;
+  mapped_bytes_ = 0;
 }
 
 }  // namespace kvss

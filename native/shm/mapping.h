@@ -17,7 +17,9 @@ class Mapping {
 
   Mapping() = default;
   Mapping(Mapping&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+      : data_(std::exchange(other.data_, nullptr)),
+        bytes_(std::exchange(other.bytes_, 0)),
+        mapped_bytes_(std::exchange(other.mapped_bytes_, 0)) {}
   Mapping& operator=(Mapping&& other) noexcept;
   ~Mapping() { Unmap(); }
 
@@ -39,6 +41,7 @@ class Mapping {
 
   std::byte* data_ = nullptr;
   uint64_t bytes_ = 0;
+  uint64_t mapped_bytes_ = 0;  ///< of whole pages
 };
 
 }  // namespace kvss

@@ -84,23 +84,26 @@ Outcome MemoryObject::ForbidNewWriters() {
 
 Outcome MemoryObject::Zero(uint64_t offset, uint64_t length) {
   KVSS_CHECK(offset <= bytes_ && length <= bytes_ - offset);
-  if (huge_pages_) {
-    // hugetlbfs has no write(); punching zeroes partial pages and frees whole ones, populating takes them
-    // back.
-    if (Outcome punched = DiscardRange(offset, length); !punched.ok()) return punched;
-    return PopulateRange(offset, length);
-  }
+  // hugetlbfs has no write().
+  if (huge_pages_) return ReplacePages(offset, length);
   static constexpr std::array<char, 64 * 1024> kZeros{};
   while (length > 0) {
     const ssize_t written =
         ::pwrite(fd(), kZeros.data(), std::min<uint64_t>(length, kZeros.size()), static_cast<off_t>(offset));
     if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) return SystemError(proto::Status::kInternal, "cannot scrub a memory object");
+    // Who holds a copy of the descriptor can switch it to appending for all who do.
+    if (written <= 0) return ReplacePages(offset, length);
     KVSS_STEP("part of a slot scrubbed");
     offset += static_cast<uint64_t>(written);
     length -= static_cast<uint64_t>(written);
   }
   return Nothing{};
+}
+
+Outcome MemoryObject::ReplacePages(uint64_t offset, uint64_t length) {
+  // Punching zeroes partial pages and frees whole ones, populating takes them back.
+  if (Outcome punched = DiscardRange(offset, length); !punched.ok()) return punched;
+  return PopulateRange(offset, length);
 }
 
 void MemoryObject::DiscardPages() {

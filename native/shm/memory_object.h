@@ -57,6 +57,7 @@ class MemoryObject {
   static uint64_t Granule(bool huge_pages);
 
  private:
+  Outcome ReplacePages(uint64_t offset, uint64_t length);
   static Result<MemoryObject> CreateWith(const std::string& label, uint64_t bytes, bool huge_pages);
 
   UniqueFd fd_;

@@ -21,6 +21,14 @@ void CopyEntry(Entry* to, const Entry* from) {
   }
 }
 
+/// Where the positions of a new ring begin. In the addon that counts steps just below their wrap, so that all
+/// that is done with it crosses it.
+#ifdef KVSS_FIRST_POSITION
+constexpr uint64_t kFirstPosition = KVSS_FIRST_POSITION;
+#else
+constexpr uint64_t kFirstPosition = 0;
+#endif
+
 /// Where a single-producer, single-consumer ring lies. Positions count entries ever put or taken and never
 /// wrap in practice (64 bits); an entry lives at position & (capacity - 1). The producer writes `tail` and
 /// the entries, the consumer writes `head`; they lie in memory that the other side may only be trusted to

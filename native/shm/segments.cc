@@ -63,6 +63,11 @@ Result<SessionSegments> SessionSegments::Create(uint32_t ring_entries) {
   status_header.completion_entries = segments.completion_entries();
   status_header.completion_ring_offset = kRingsOffset;
   KVSS_STEP("segments not ready");
+  for (std::atomic<uint64_t>* position :
+       {&submit_header.evict_tail, &submit_header.command_tail, &submit_header.completion_head,
+        &status_header.evict_head, &status_header.command_head, &status_header.completion_tail}) {
+    position->store(kFirstPosition, std::memory_order_relaxed);
+  }
   // Published last. Partner: the acquire load in Attach.
   status_header.ready.store(1, std::memory_order_release);
   return segments;

@@ -101,14 +101,19 @@ export class StreamConnection implements DaemonConnection {
       streams.close();
       throw localError('KVSS_UNREACHABLE', 'the daemon has gone');
     }
-    const link = new StreamLink(
-      (onWake) => new native.StreamLane(streams, lanes, lanes, window, onWake, checksums),
-      window,
-      grantId,
-      slots,
-      pieceBytes,
-      carrier ?? request.memory ?? this.#ownMemory(slots, pieceBytes),
-    );
+    let link: StreamLink;
+    try {
+      link = new StreamLink(
+        (onWake) => new native.StreamLane(streams, lanes, lanes, window, onWake, checksums),
+        window,
+        grantId,
+        slots,
+        pieceBytes,
+        carrier ?? request.memory ?? this.#ownMemory(slots, pieceBytes),
+      );
+    } catch (thrown) {
+      throw nativeError(thrown);
+    }
     link.onBroken = () => this.#end('a lane has ended');
     this.#links.push(link);
     return link;

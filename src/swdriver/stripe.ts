@@ -41,6 +41,8 @@ interface RunningBatch extends OperationBatch {
   readonly outcome: BatchOutcome;
   /** Items that have not finished, by shard. */
   readonly openAt: Uint32Array;
+  /** 1 where a shard has finished an item; shard after shard. */
+  readonly finished: Uint8Array;
   readonly issuedAt: number;
   /** Operations of all items on all shards that have not finished. */
   open: number;
@@ -293,6 +295,7 @@ export class Stripe {
       unfinished: new Uint16Array(length).fill(this.shardCount),
       outcome: new Uint16Array(length),
       openAt: new Uint32Array(this.shardCount).fill(length),
+      finished: new Uint8Array(this.shardCount * length),
       issuedAt: this.clock.now(),
       open: length * this.shardCount,
       settle: undefined,
@@ -420,8 +423,10 @@ export class Stripe {
 
   #complete(shard: number, batchId: number, item: number, status: Status): void {
     const batch = this.#batches.get(batchId);
-    // A shard that reports what was never asked is broken; nothing of it may reach a slot.
-    if (!batch || !(item < batch.length) || batch.unfinished[item] === 0 || batch.openAt[shard] === 0) return;
+    // A shard that reports what was never asked, or twice, is broken; nothing of it may reach a slot.
+    const at = batch ? shard * batch.length + item : 0;
+    if (!batch || !(item < batch.length) || batch.finished[at] === 1) return;
+    batch.finished[at] = 1;
     batch.unfinished[item] = (batch.unfinished[item] as number) - 1;
     if (status !== Status.ok) batch.outcome[item] = Math.max(batch.outcome[item] as number, status);
     batch.open -= 1;

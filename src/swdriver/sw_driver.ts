@@ -65,6 +65,8 @@ export interface SwDriverOptions {
   /** How daemons are reached, instead of by their addresses. */
   connector?: Connector;
   clock?: Clock;
+  /** @internal For tests: bits of the hash of a column, of which fewer make collisions. */
+  hashBits?: number;
 }
 
 interface Events {
@@ -117,6 +119,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
           placedBy: options.memory || options.carrier ? 'runtime' : 'stripe',
           ...(options.memory ? { regions: regionsOf(options.memory) } : {}),
         })),
+        ...(options.hashBits === undefined ? {} : { hashBits: options.hashBits }),
       },
       options.connector ??
         connectorFor({
@@ -200,6 +203,11 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   /** Bytes of pieces that this process has sent to and received from shards; 0 over shared memory and with a carrier. */
   get payloadBytes(): number {
     return this.#core.stripes.reduce((sum, stripe) => sum + stripe.payloadBytes, 0);
+  }
+
+  /** @internal Columns that lookups have met in their bucket and that were not those that they looked for. */
+  get collisions(): number {
+    return this.#core.map.collisions;
   }
 
   /** Columns that can be found now. */

@@ -1,9 +1,19 @@
 import { openSync, writeSync } from 'node:fs';
+import { createServer } from 'node:net';
 import { describe, expect, test } from 'vitest';
 import { native } from '../../src/binding/native.js';
 import { KvssError, SwDriver } from '../../src/index.js';
+import { ControlClient } from '../../src/links/control_client.js';
 import { decodeFrame, encodeFrame, FrameType, parsePayload } from '../../src/proto/frames.js';
-import { SubmitSegmentLayout } from '../../src/proto/generated.js';
+import {
+  encodeLaneWelcome,
+  LANE_MAGIC,
+  LaneHelloLayout,
+  LaneWelcomeLayout,
+  PROTOCOL_VERSION,
+  Status,
+  SubmitSegmentLayout,
+} from '../../src/proto/generated.js';
 import { StampingRuntime } from '../../src/wafer/stamping_runtime.js';
 import { kvss, MODEL, Scratch, TestDaemon, until } from './support.js';
 
@@ -145,6 +155,54 @@ describe('a driver', () => {
       message: 'the other side speaks protocol version 99, this side version 1',
     });
     expect(other.capacityColumns).toBe(10);
+  });
+
+  test.each([
+    [
+      'that speaks another protocol version',
+      { version: PROTOCOL_VERSION + 1 },
+      { code: 'KVSS_BAD_VERSION', message: expect.stringContaining('speaks protocol version') },
+    ],
+    [
+      'that is none',
+      { magic: LANE_MAGIC + 1 },
+      { code: 'KVSS_UNREACHABLE', message: expect.stringContaining('is not a KVSS daemon') },
+    ],
+  ])('does not talk over streams to a daemon %s', async (_what, spoilt, error) => {
+    using scratch = new Scratch();
+    const welcome = new Uint8Array(LaneWelcomeLayout.bytes);
+    const right = { magic: LANE_MAGIC, version: PROTOCOL_VERSION, status: Status.ok, reserved: 0n };
+    encodeLaneWelcome(new DataView(welcome.buffer), 0, { ...right, ...spoilt });
+    const server = createServer((socket) => {
+      let heard = 0;
+      socket.on('error', () => {});
+      socket.on('data', (bytes) => {
+        if (heard < LaneHelloLayout.bytes && heard + bytes.length >= LaneHelloLayout.bytes) socket.write(welcome);
+        heard += bytes.length;
+      });
+    });
+    await new Promise<void>((resolve) => server.listen(scratch.file('daemon'), resolve));
+    try {
+      const connecting = SwDriver.connect({
+        daemons: [`unix:${scratch.file('daemon')}`],
+        model: MODEL,
+        connectDeadlineMs: 2_000,
+      });
+      await expect(connecting).rejects.toMatchObject(error);
+    } finally {
+      server.close();
+    }
+  });
+
+  test('gets no ticket for a shard that it has not attached', async () => {
+    using scratch = new Scratch();
+    await using daemon = await TestDaemon.start(scratch.file('s'));
+    const { client } = await ControlClient.connect(daemon.socket, 5_000);
+    await client.request('attachStream', { shard: 0, window: 8 }, 'streamAttached');
+    const ask = (shard: number) => client.request('ticket', { shard, lifetimeMs: 1_000 }, 'ticketIssued');
+    expect((await ask(0)).payload.ticket).toHaveLength(32);
+    await expect(ask(1)).rejects.toMatchObject({ code: 'KVSS_NOT_ALLOWED' });
+    client.close();
   });
 
   test.each([

@@ -1,8 +1,9 @@
-import { openSync, readSync } from 'node:fs';
+import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { type Hit, type RefillResult, SwDriver } from '../../src/index.js';
+import { SubmitSegmentLayout } from '../../src/proto/generated.js';
 import { type StampingRequest, StampingRuntime } from '../../src/wafer/stamping_runtime.js';
-import { MODEL, message, Scratch, startChild, TestDaemon, until } from './support.js';
+import { freeze, MODEL, message, Scratch, startChild, TestDaemon, until } from './support.js';
 
 /** How many bytes of a memory object are not zero, read through a descriptor that this process opened itself. */
 function nonZeroBytes(fd: number, length: number): number {
@@ -196,5 +197,75 @@ describe('a daemon that takes its memory away while a slot is read in place', ()
     });
     expect(result).toMatchObject({ columns: 3, tokens: 3 * 64 });
     expect(hit.release()).toBe(false);
+  });
+});
+
+/** Ways in which a session ends while its driver stands still. The answer is the daemon that there is afterwards. */
+const ENDINGS: [string, (daemon: TestDaemon, submits: string[], socket: string) => Promise<TestDaemon>][] = [
+  [
+    'the daemon has ended the session',
+    async (daemon, submits) => {
+      // As if the driver had written nonsense into its rings.
+      for (const path of submits) {
+        const fd = openSync(path, 'r+');
+        writeSync(fd, Buffer.alloc(8, 0x5a), 0, 8, SubmitSegmentLayout.offset.evictTail);
+        closeSync(fd);
+      }
+      await daemon.awaitMetric('kvss_sessions', 0);
+      return daemon;
+    },
+  ],
+  [
+    'the daemon was shut down and started again',
+    async (daemon, _submits, socket) => {
+      daemon.kill('SIGTERM');
+      expect((await daemon.finished).code).toBe(0);
+      return TestDaemon.start(socket);
+    },
+  ],
+  [
+    'the daemon was killed and started again',
+    async (daemon, _submits, socket) => {
+      daemon.kill('SIGKILL');
+      await daemon.finished;
+      return TestDaemon.start(socket);
+    },
+  ],
+];
+
+describe('a driver that stands still with pins, and in the middle of writing into its slots,', () => {
+  test.each(ENDINGS)('touches nothing of the next owner when it goes on after %s', async (_how, end) => {
+    using scratch = new Scratch();
+    const socket = scratch.file('s');
+    const first = await TestDaemon.start(socket);
+    const victim = startChild('driver.mjs', [socket, 'acme', 'write-on']);
+    try {
+      expect(await message(victim.child)).toEqual({ pinned: 40, slots: 80 });
+      await freeze(victim.child.pid as number);
+      await using _second = await end(first, first.memoryObjects('kvss-submit'), socket);
+
+      // All the memory that there is, also what the one that stands still had.
+      await using driver = await SwDriver.connect({ daemons: [socket], model: MODEL, deadlineMs: 10_000 });
+      expect(driver.capacityColumns).toBe(4_096);
+      const wafer = new StampingRuntime(64);
+      const tokens = tokensOf(11, 1_000);
+      const request = wafer.request('globex', tokens);
+      const sequence = driver.openSequence({ isolationId: 'globex' });
+      sequence.match(tokens).release();
+      expect((await sequence.evict(request.source)).stored).toBe(1_000);
+
+      victim.child.kill('SIGCONT');
+      // It has written on, and finds out that its pins do not hold.
+      expect(await message(victim.child)).toEqual({ held: false, columns: 0, released: false });
+      using hit = driver.openSequence({ isolationId: 'globex' }).match(tokens);
+      expect(await refill(hit, request)).toMatchObject({ columns: 1_000 });
+      expect(wafer.stats).toMatchObject({ mismatches: 0, bytesVerified: 1_000 * 64 * (16 + 32) });
+      victim.child.send('stop');
+      expect(await message(victim.child)).toMatchObject({ done: true, stored: 0 });
+      expect(await victim.finished).toMatchObject({ code: 0, stderr: '' });
+    } finally {
+      victim.child.kill('SIGKILL');
+      await first[Symbol.asyncDispose]();
+    }
   });
 });

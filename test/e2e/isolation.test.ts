@@ -1,4 +1,4 @@
-import { closeSync, openSync, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
+import { chmodSync, closeSync, openSync, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { native } from '../../src/binding/native.js';
 import { KvssError, SwDriver } from '../../src/index.js';
@@ -114,6 +114,26 @@ describe('who may connect', () => {
       const attempt = spawnSync(process.execPath, ['-e', script], { uid: 65534, gid: 65534, encoding: 'utf8' });
       expect(attempt.stdout.trim()).toBe('0');
       expect(statSync(daemon.socket).mode & 0o077).toBe(0);
+    },
+  );
+
+  test.skipIf(!asRoot)(
+    'another user is turned away even where somebody has opened the socket to all (needs root to try)',
+    async () => {
+      using scratch = new Scratch();
+      await using daemon = await TestDaemon.start(scratch.file('s'));
+      chmodSync(scratch.path, 0o755);
+      chmodSync(daemon.socket, 0o666);
+      process.seteuid?.(65534);
+      // Connects before it answers, as whoever this process is then.
+      const connecting = ControlClient.connect(daemon.socket, 5_000);
+      process.seteuid?.(0);
+      await expect(connecting).rejects.toMatchObject({
+        code: 'KVSS_NOT_ALLOWED',
+        message: 'user 65534 may not use this daemon',
+      });
+      const { client } = await ControlClient.connect(daemon.socket, 5_000);
+      client.close();
     },
   );
 

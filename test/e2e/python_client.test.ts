@@ -385,6 +385,36 @@ describe('bad input over TCP', () => {
     await bystander.goesOn();
   });
 
+  test.each([
+    ['an HIO lane', LaneKind.hio],
+    ['an evict lane', LaneKind.wioEvict],
+    ['a refill lane', LaneKind.wioRefill],
+  ])('%s that is there already is told so, and the first one stays', async (_what, kind) => {
+    using scratch = new Scratch();
+    await using daemon = await overTcp(scratch);
+    using session = await RawSession.start(portOf(daemon));
+    const first = await session.lane(kind);
+    using second = new RawStream(portOf(daemon)).send(session.laneHello(kind));
+    expect(await second.laneStatus()).toBe(Status.notAllowed);
+    expect(await second.rest()).toHaveLength(0);
+    session.control.send(encodeFrame({ type: FrameType.stats, requestId: 99, payload: {} }));
+    expect(await session.control.frame()).toMatchObject({ type: FrameType.statsReply, requestId: 99 });
+    // It is still the session's: its end is the end of all.
+    first[Symbol.dispose]();
+    await session.control.rest();
+  });
+
+  test('attach is refused: no memory can be handed over', async () => {
+    using scratch = new Scratch();
+    await using daemon = await overTcp(scratch);
+    using control = new RawStream(portOf(daemon)).send(controlHello());
+    expect(await control.laneStatus()).toBe(Status.ok);
+    control.send(encodeFrame({ type: FrameType.hello, requestId: 1, payload: { client: 'raw' } }));
+    expect(await control.frame()).toMatchObject({ type: FrameType.welcome });
+    control.send(encodeFrame({ type: FrameType.attach, requestId: 2, payload: { shard: 0, ringEntries: 8 } }));
+    expect(await control.error()).toMatchObject({ requestId: 2, status: Status.notAllowed });
+  });
+
   test('a connection that ends in the middle of its hello is forgotten', async () => {
     using scratch = new Scratch();
     await using daemon = await overTcp(scratch);

@@ -88,14 +88,8 @@ export class TestDaemon implements AsyncDisposable {
     this.child.kill(signal);
   }
 
-  /** Stops every thread; the signal alone returns before they stand. */
   async freeze(): Promise<void> {
-    this.child.kill('SIGSTOP');
-    await until(() =>
-      readdirSync(`/proc/${this.pid}/task`).every((task) =>
-        / [Tt] /.test(readFileSync(`/proc/${this.pid}/task/${task}/stat`, 'utf8').slice(0, 80)),
-      ),
-    );
+    await freeze(this.pid);
   }
 
   async metric(name: string): Promise<number> {
@@ -131,6 +125,16 @@ export class TestDaemon implements AsyncDisposable {
     this.child.kill('SIGKILL');
     await this.finished;
   }
+}
+
+/** Stops every thread of a process; the signal alone returns before they stand. */
+export async function freeze(pid: number): Promise<void> {
+  process.kill(pid, 'SIGSTOP');
+  await until(() =>
+    readdirSync(`/proc/${pid}/task`).every((task) =>
+      / [Tt] /.test(readFileSync(`/proc/${pid}/task/${task}/stat`, 'utf8').slice(0, 80)),
+    ),
+  );
 }
 
 function linkOf(path: string): string {

@@ -570,6 +570,53 @@ describe('a wafer', () => {
     );
   });
 
+  const serverAt = (path: string) =>
+    WaferServer.start(
+      parseWaferConfig({
+        boxes: [{ bytesPerToken: BYTES_PER_TOKEN }],
+        memoryColumns: PLACES,
+        listen: [{ path }],
+      }),
+    );
+
+  test('works for one driver at a time, and for another one when that has gone', async () => {
+    using scratch = new Scratch();
+    const path = scratch.file('wafer');
+    await using _server = serverAt(path);
+    const connect = () => RemoteWafer.connect(`unix:${path}`, { deadlineMs: 5_000 });
+    const first = await connect();
+    const column = { place: 0, key: 7n };
+    await first.compute('prefill', [column]);
+    const refused = { code: 'KVSS_LIMIT_EXCEEDED', message: 'the wafer works for another driver' };
+    await expect(connect()).rejects.toMatchObject(refused);
+    expect(await first.check([column])).toMatchObject({ mismatches: 0 });
+    await first.close();
+    await until(async () => {
+      const next = await connect().catch(() => undefined);
+      await next?.close();
+      return next !== undefined;
+    });
+  });
+
+  test('that was started anew is not taken for the one before', async () => {
+    using scratch = new Scratch();
+    const path = scratch.file('wafer');
+    const before = serverAt(path);
+    await using remote = await RemoteWafer.connect(`unix:${path}`, { deadlineMs: 5_000 });
+    const column = { place: 0, key: 7n };
+    await remote.compute('prefill', [column]);
+    await before.stop();
+    await using _again = serverAt(path);
+    const answers = new Set<unknown>();
+    // The first calls may only find that the connection has ended.
+    await until(async () => {
+      const answer = await remote.check([column]).catch((error) => error);
+      answers.add(answer.code);
+      return answer.message === 'the carrier was started anew, and its memory is gone' || answer.code === undefined;
+    });
+    expect([...answers]).toEqual(['KVSS_UNREACHABLE']);
+  });
+
   test('wants its token, and says so', async () => {
     using scratch = new Scratch();
     const token = 'a secret of some length';

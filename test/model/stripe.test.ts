@@ -6,12 +6,13 @@ import { SimulatedBox } from './simulated_link.js';
 
 const PIECE = 8;
 
-async function stripeOver(shards: readonly number[], slots: number, ringEntries = 1024) {
+async function stripeOver(shards: readonly number[], slots: number, ringEntries = 1024, inPlace = true) {
   const clock = new ManualClock();
   const box = new SimulatedBox(
     clock,
     shards.map((count) => Array.from({ length: count }, () => slots * PIECE)),
   );
+  for (const daemon of box.daemons) daemon.inPlace = inPlace;
   const events: StripeEvents = { up: () => {}, down: () => {} };
   const settings = {
     address: { daemons: box.addresses },
@@ -71,6 +72,43 @@ test('what was taken before a stripe went down is of no account after it', async
   stripe.letGo(slot, epoch);
   expect(stripe.freeSlots).toBe(2);
   expect([stripe.takeSlot(), stripe.takeSlot(), stripe.takeSlot()]).toEqual([0, 1, undefined]);
+  // The number is somebody else's by now, who still writes there.
+  stripe.giveSlot(slot);
+  stripe.letGo(slot, epoch);
+  expect(stripe.freeSlots).toBe(0);
+  stripe.letGo(slot, stripe.epoch);
+  expect(stripe.freeSlots).toBe(1);
+});
+
+test('a place that was taken before a stripe went down is of no account after it', async () => {
+  const { stripe, box, clock } = await stripeOver([1], 2, 1024, false);
+  const place = stripe.takePlace(0) as number;
+  const { epoch } = stripe;
+  box.daemon().end();
+  stripe.givePlace(place, epoch);
+  await clock.advance(60);
+  expect([stripe.takePlace(0), stripe.takePlace(0), stripe.takePlace(0)]).toEqual([0, 1, undefined]);
+  stripe.givePlace(place, epoch);
+  expect(stripe.takePlace(0)).toBeUndefined();
+  stripe.givePlace(place, stripe.epoch);
+  expect(stripe.takePlace(0)).toBe(place);
+});
+
+test('a place is not free while something in flight may still fill it', async () => {
+  const { stripe, box, clock } = await stripeOver([2], 1, 1024, false);
+  const slot = stripe.takeSlot() as number;
+  const place = stripe.takePlace(slot) as number;
+  const stored = stripe.run({ ...batch(Opcode.evict, [slot], 1), places: Uint32Array.of(place) });
+  stripe.givePlace(place, stripe.epoch);
+  await clock.advance(101);
+  expect(await stored).toEqual(Uint16Array.of(Status.deadline));
+  expect(stripe.takePlace(slot)).toBeUndefined();
+  box.daemon().link(0).finishAll();
+  await settled();
+  expect(stripe.takePlace(slot)).toBeUndefined();
+  box.finishAll();
+  await settled();
+  expect(stripe.takePlace(slot)).toBe(place);
 });
 
 test('a slot is not free while one of very many refills that touch it is in flight', async () => {
@@ -181,6 +219,23 @@ test('completions of what was never asked change nothing', async () => {
   link.report(operation);
   await settled();
   expect(stripe.freeSlots).toBe(1);
+});
+
+test('a shard that reports an item twice does not speak for another one', async () => {
+  const { stripe, box } = await stripeOver([1, 1], 2);
+  const slots = [stripe.takeSlot() ?? -1, stripe.takeSlot() ?? -1];
+  const stored = stripe.run(batch(Opcode.evict, slots, 1));
+  let told = false;
+  stored.then(() => {
+    told = true;
+  });
+  const [first, second] = box.links;
+  first?.finishAll();
+  for (const operation of first?.evicts ?? []) first?.report(operation);
+  await settled();
+  expect(told).toBe(false);
+  second?.finishAll();
+  expect([...(await stored)]).toEqual([Status.ok, Status.ok]);
 });
 
 test('a stripe that is down ends every request at once, and the ones in flight', async () => {

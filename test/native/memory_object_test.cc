@@ -9,11 +9,13 @@
 #include <thread>
 
 #include "harness.h"
+#include "huge_page_pool.h"
 #include "shm/mapping.h"
 
 namespace kvss {
 namespace {
 
+using test::HugePagePool;
 using test::Must;
 
 constexpr uint64_t kPage = 4096;
@@ -159,6 +161,19 @@ TEST("Zero leaves no byte after another holder has punched holes") {
   CHECK(All(mapping, 100 + 7 * kPage, object.bytes(), 0xa5));
 }
 
+TEST("Zero leaves no byte where another holder has switched the descriptor to appending") {
+  MemoryObject object = Small(4 * kPage);
+  const UniqueFd other = Must(object.Duplicate());
+  const Mapping mapping = Writable(object);
+  Fill(mapping, 0xa5);
+  // A flag of what both descriptors share: pwrite would write at the end of the file, wherever it is told to.
+  CHECK_EQ(::fcntl(other.get(), F_SETFL, O_APPEND), 0);
+  CHECK(object.Zero(100, 2 * kPage).ok());
+  CHECK(All(mapping, 0, 100, 0xa5));
+  CHECK(All(mapping, 100, 100 + 2 * kPage, 0));
+  CHECK(All(mapping, 100 + 2 * kPage, object.bytes(), 0xa5));
+}
+
 TEST("a mapping that somebody kept reads zeros once the pages were discarded") {
   MemoryObject object = Small(4 * kPage);
   const UniqueFd kept = Must(object.Duplicate());
@@ -204,31 +219,6 @@ TEST("something that is no memory object cannot be mapped") {
   CHECK(!Mapping::Map(in.get(), kPage, Access::kRead).ok());
 }
 
-/// Raises the huge page pool of the machine for one test, and restores it.
-class HugePagePool {
- public:
-  explicit HugePagePool(uint64_t pages) : before_(Read()) {
-    Write(before_ + pages);
-    if (Read() < before_ + pages) {
-      Write(before_);
-      SKIP("this machine does not let the test raise /proc/sys/vm/nr_hugepages");
-    }
-  }
-  ~HugePagePool() { Write(before_); }
-
-  static uint64_t Read() {
-    uint64_t pages = 0;
-    std::ifstream(kPath) >> pages;
-    return pages;
-  }
-
- private:
-  static constexpr const char* kPath = "/proc/sys/vm/nr_hugepages";
-  static void Write(uint64_t pages) { std::ofstream(kPath) << pages << std::flush; }
-
-  const uint64_t before_;
-};
-
 MemoryObject Huge(uint64_t bytes) {
   // Another program on this machine may hold the pages for a moment.
   for (int attempt = 0; attempt < 50; ++attempt) {
@@ -248,6 +238,22 @@ TEST("a memory object gets huge pages where the pool has them") {
   CHECK(All(mapping, 0, object.bytes(), 0));
   CHECK(VmFlags(mapping.data()).find(" ht ") != std::string::npos);
   CHECK(VmFlags(mapping.data()).find(" dd ") != std::string::npos);
+}
+
+TEST("a part of an object of huge pages can be mapped, and nothing of it stays mapped") {
+  const HugePagePool pool(8);
+  const MemoryObject object = Huge(2 * kHugePage);
+  const void* address = nullptr;
+  {
+    // As a grant is, whose slots are not a whole number of huge pages.
+    const Mapping mapping = Must(Mapping::Map(object.fd(), kHugePage + kPage, Access::kReadWrite));
+    address = mapping.data();
+    CHECK_EQ(mapping.bytes(), kHugePage + kPage);
+    CHECK(VmFlags(address).find(" dd ") != std::string::npos);
+    mapping.Populate();
+    Fill(mapping, 7);
+  }
+  CHECK_EQ(VmFlags(address), "");
 }
 
 TEST("a memory object falls back to ordinary pages where the huge page pool is too small") {

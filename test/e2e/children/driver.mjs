@@ -1,5 +1,5 @@
 // A driver process for tests: evicts and refills stamped prompts without end, and says what it sees.
-// Arguments: index module, socket, tenant, mode ("loop" | "evict-and-hang" | "hold").
+// Arguments: index module, socket, tenant, mode ("loop" | "evict-and-hang" | "write-on" | "hold").
 
 const [, , index, socket, tenant, mode] = process.argv;
 const { SwDriver } = await import(index);
@@ -39,6 +39,47 @@ if (mode === 'evict-and-hang') {
       return true;
     },
   });
+} else if (mode === 'write-on') {
+  const tokens = prompt(3, 40);
+  const sequence = driver.openSequence({ isolationId: tenant });
+  const { source, sink } = wafer.request(tenant, tokens);
+  sequence.match(tokens).release();
+  await sequence.evict(source);
+  // Pinned, and not let go.
+  const hit = driver.openSequence({ isolationId: tenant }).match(tokens);
+  const slots = [];
+  const more = prompt(4, 40);
+  const writing = driver.openSequence({ isolationId: tenant });
+  writing.match(more).release();
+  const evicting = writing.evict({
+    async write(_column, pieces) {
+      slots.push(...pieces);
+      if (slots.length < 80) return true;
+      // Never done with the last column: it writes into all of them until it is told to stop.
+      let writes = 0;
+      let goOn = true;
+      let since = 0;
+      process.on('message', () => {
+        goOn = false;
+      });
+      process.send({ pinned: hit.columns, slots: slots.length });
+      while (goOn) {
+        for (const slot of slots) slot.fill(0xb0 + (writes % 16));
+        writes += 1;
+        if (!hit.held) since += 1;
+        // Enough to be sure that it wrote after its memory had been taken away.
+        if (since === 50) {
+          const { columns } = await hit.refill(sink);
+          process.send({ held: hit.held, columns, released: hit.release() });
+        }
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      return true;
+    },
+  });
+  process.send({ done: true, ...(await evicting) });
+  await driver.close();
+  process.disconnect();
 } else if (mode === 'hold') {
   const tokens = prompt(7, 20);
   const sequence = driver.openSequence({ isolationId: tenant });

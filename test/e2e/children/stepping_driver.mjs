@@ -23,7 +23,7 @@ async function connect() {
     daemons: [daemon],
     model,
     // Less than the two prompts have: one overwrites the other.
-    capacityColumns: 4,
+    capacityColumns: 3,
     deadlineMs: DEADLINE_MS,
     connectDeadlineMs: 2_000,
     lazy: mode === 'connected',
@@ -60,7 +60,7 @@ async function round({ driver, runtime }) {
     }
   };
   for (const tenant of ['acme', 'globex', 'acme', 'acme']) {
-    const tokens = Uint32Array.from({ length: COLUMN_TOKENS * 3 }, (_, at) => Math.imul(at + 1, 2_654_435_761));
+    const tokens = Uint32Array.from({ length: COLUMN_TOKENS * 2 }, (_, at) => Math.imul(at + 1, 2_654_435_761));
     const sequence = driver.openSequence({ isolationId: tenant });
     const request = runtime.request(tenant, tokens);
     // A wafer that has gone has taken the runtime's memory along; the calls of the driver end all the same.
