@@ -678,12 +678,12 @@ const core = [
     killers: [native('a grant is only removed while nothing is unfinished, and then knows nothing any more')],
   },
   {
-    name: 'core: nothing starts after the end',
+    name: 'core: what runs is asked to stop at the end',
     file: 'native/store/shard_session.cc',
-    find: 'if (in_progress_ || closed_) return;',
-    replace: 'if (in_progress_) return;',
+    find: '          port_->Cancel(evict ? TransferKind::kReceive : CommandKind(operation), sequence);\n',
+    replace: '',
     protects: 'P2: nothing touches the memory of a session that has ended.',
-    killers: [native('nothing starts after a session was closed'), native('closing cancels what waits'), oracle],
+    killers: [native('closing cancels what waits, asks what runs to stop, and is quiescent when that has ended')],
   },
   {
     name: 'core: an operation without a timeout has one',

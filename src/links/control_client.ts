@@ -106,9 +106,9 @@ export class ControlClient {
           const frame = encodeFrame({ type: FrameType[name], requestId, payload });
           try {
             this.channel.send(frame);
-          } catch (thrown) {
-            // It has gone, or does not read: its end has not been heard of yet.
-            reject(localError('KVSS_UNREACHABLE', messageOf(thrown), thrown));
+          } catch {
+            // It has gone, and its end is about to be heard of, behind what it may have said last; or it does not read, and
+            // the deadline ends that.
           }
         },
       );
