@@ -538,7 +538,7 @@ const core = [
     find: '  slot.state = SlotState::kWriting;\n',
     replace: '  if (slot.state != SlotState::kStored) slot.state = SlotState::kWriting;\n',
     protects: 'P1: half a piece is not served.',
-    killers: [native('a refill of a slot that is being written is a miss'), oracle, sim(500)],
+    killers: [native('a refill of a slot that is being written is a miss'), oracle],
   },
   {
     name: 'core: a refill names the generation that is there',
@@ -645,7 +645,7 @@ const core = [
     file: 'native/store/shard_session.cc',
     find: '  sink_->Complete({descriptor.opcode,',
     replace:
-      '  if (status == Status::kDeadline) sink_->Complete({descriptor.opcode, static_cast<uint16_t>(status), descriptor.slot,\n                   descriptor.user_data, sequence, 0});\n  sink_->Complete({descriptor.opcode,',
+      '  if (status != Status::kOk) sink_->Complete({descriptor.opcode, static_cast<uint16_t>(status), descriptor.slot,\n                   descriptor.user_data, sequence, 0});\n  sink_->Complete({descriptor.opcode,',
     protects: 'P3: a completion is about an operation that is under way.',
     killers: [
       native('an evict that waits for its gate ends at its deadline and leaves its slot empty'),

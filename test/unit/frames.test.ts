@@ -175,6 +175,12 @@ const MALFORMED: readonly (readonly [string, () => Uint8Array, string, string])[
     'KVSS_BAD_FRAME',
     'the payload is not msgpack',
   ],
+  [
+    'an object of a class that the sender chose',
+    () => withPayload(pack({ client: new Date(0) })),
+    'KVSS_BAD_FRAME',
+    'the payload is not msgpack of plain values',
+  ],
 ];
 
 test.each(MALFORMED)('a frame with %s is refused', (_, bytes, code, message) => {
