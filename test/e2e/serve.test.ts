@@ -1,9 +1,27 @@
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, readlinkSync, statSync, writeFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { SwDriver } from '../../src/index.js';
 import { kvss, MODEL, message, Scratch, startChild, TestDaemon, until } from './support.js';
 
-const shmemBytes = () => Number(/^Shmem:\s+(\d+) kB/m.exec(readFileSync('/proc/meminfo', 'utf8'))?.[1]) * 1024;
+/** Inode numbers of all memory objects of KVSS that any process on this machine has open or mapped. */
+function heldObjects(): Set<number> {
+  const inodes = new Set<number>();
+  for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
+    try {
+      for (const fd of readdirSync(`/proc/${pid}/fd`)) {
+        const path = `/proc/${pid}/fd/${fd}`;
+        if (readlinkSync(path).startsWith('/memfd:kvss-')) inodes.add(statSync(path).ino);
+      }
+      for (const line of readFileSync(`/proc/${pid}/maps`, 'utf8').split('\n')) {
+        const fields = line.trim().split(/\s+/);
+        if (fields[5]?.startsWith('/memfd:kvss-')) inodes.add(Number(fields[4]));
+      }
+    } catch {
+      // It has ended, or closed the descriptor, meanwhile.
+    }
+  }
+  return inodes;
+}
 
 describe('kvss serve', () => {
   test('answers /healthz, /readyz and /metrics', async () => {
@@ -73,16 +91,20 @@ describe('kvss serve', () => {
 
   test('leaves no memory behind when it is killed', async () => {
     using scratch = new Scratch();
-    const before = shmemBytes();
     const daemon = await TestDaemon.start(scratch.file('s'), {
       shards: 2,
       budget: '256MiB',
       flags: ['--no-huge-pages'],
     });
-    expect(shmemBytes() - before).toBeGreaterThan(400 * 2 ** 20);
+    const objects = daemon.memoryObjects('kvss-').map((path) => statSync(path));
+    expect(objects.reduce((sum, { blocks }) => sum + blocks * 512, 0)).toBeGreaterThan(400 * 2 ** 20);
     daemon.kill('SIGKILL');
     await daemon.finished;
-    await until(() => shmemBytes() - before < 100 * 2 ** 20);
+    // Such an object has no name: once nobody has it open or mapped, the kernel has taken its pages back.
+    await until(() => {
+      const held = heldObjects();
+      return objects.every(({ ino }) => !held.has(ino));
+    });
   });
 
   test('gives all memory back when a driver leaves', async () => {
