@@ -16,6 +16,7 @@ import { localError, messageOf } from '../common/errors.js';
 import { formatBytes, formatCount, parseBytes } from '../common/units.js';
 import type { LinkName } from '../kvss/child_daemon.js';
 import { checkPath, type PathInput, type TopologyInput } from '../wafer/topology.js';
+import { suiteCommands } from './bench_suite.js';
 import { integerListOption, integerOption, positiveOption } from './options.js';
 import { Progress } from './progress.js';
 import { alignRows } from './table.js';
@@ -93,6 +94,7 @@ export function benchCommand(): Command {
     .option('--seed <n>', 'seed of the tokens', integerOption(0, 2 ** 32 - 1), 1)
     .option('--json', 'print one JSON object')
     .action(pressure);
+  for (const command of suiteCommands()) bench.addCommand(command);
   return bench;
 }
 

@@ -1,0 +1,86 @@
+import type { BenchRow } from './row.js';
+import { median } from './row.js';
+
+/** One round of a subject or a baseline. */
+export interface Round {
+  seconds: number;
+  bytes: number;
+  ops: number;
+}
+
+export interface RoundPlan {
+  /** Rounds that count. */
+  rounds: number;
+  /** Rounds before them that do not. */
+  warmup: number;
+}
+
+/** Runs one round: a bare loop of native code answers at once, everything else later. */
+export type Runner = () => Round | Promise<Round>;
+
+/**
+ * Runs a subject and its baseline in turns, so that what else happens on the machine hits both, and answers with the
+ * figures of a row. The ratio is the median of the ratios of each round, not the ratio of two medians.
+ */
+export async function sideBySide(
+  plan: RoundPlan,
+  subject: Runner,
+  baseline: Runner,
+): Promise<
+  Required<
+    Pick<BenchRow, 'ops' | 'seconds' | 'gbps' | 'opsPerSec' | 'baselineGbps' | 'ratio' | 'ratioRange' | 'rounds'>
+  >
+> {
+  const subjects: Round[] = [];
+  const baselines: Round[] = [];
+  for (let round = -plan.warmup; round < plan.rounds; round += 1) {
+    // Each is first in every other round.
+    const pair = round % 2 === 0 ? [subject, baseline] : [baseline, subject];
+    const results: Round[] = [];
+    for (const run of pair) results.push(await run());
+    if (round < 0) continue;
+    const [mine, other] = (round % 2 === 0 ? results : results.reverse()) as [Round, Round];
+    subjects.push(mine);
+    baselines.push(other);
+  }
+  const rate = ({ bytes, seconds }: Round) => bytes / seconds / 1e9;
+  // Where nothing has bytes, operations are compared.
+  const speed = (round: Round) => (round.bytes > 0 ? rate(round) : round.ops / round.seconds);
+  const ratios = subjects.map((round, index) => speed(round) / speed(baselines[index] as Round));
+  return {
+    ...totals(subjects),
+    baselineGbps: median(baselines.map(rate)),
+    ratio: median(ratios),
+    ratioRange: [Math.min(...ratios), Math.max(...ratios)],
+  };
+}
+
+/** Runs a subject that stands for itself. */
+export async function alone(
+  plan: RoundPlan,
+  subject: Runner,
+): Promise<Required<Pick<BenchRow, 'ops' | 'seconds' | 'gbps' | 'opsPerSec' | 'rounds'>>> {
+  const rounds: Round[] = [];
+  for (let round = -plan.warmup; round < plan.rounds; round += 1) {
+    const result = await subject();
+    if (round >= 0) rounds.push(result);
+  }
+  return totals(rounds);
+}
+
+function totals(rounds: readonly Round[]) {
+  return {
+    ops: rounds.reduce((sum, { ops }) => sum + ops, 0),
+    seconds: rounds.reduce((sum, { seconds }) => sum + seconds, 0),
+    gbps: median(rounds.map(({ bytes, seconds }) => bytes / seconds / 1e9)),
+    opsPerSec: median(rounds.map(({ ops, seconds }) => ops / seconds)),
+    rounds: rounds.length,
+  };
+}
+
+/** Seconds that `work` takes. */
+export async function timed(work: () => Promise<unknown>): Promise<number> {
+  const from = performance.now();
+  await work();
+  return (performance.now() - from) / 1000;
+}
