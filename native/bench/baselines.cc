@@ -7,6 +7,7 @@
 #include <sys/uio.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <thread>
 #include <vector>
@@ -174,22 +175,29 @@ Result<uint64_t> RunSocketLoop(const SocketPlan& plan) {
     }
   });
   const Places places({source.value().get(), kLoopMemoryBytes}, plan.piece_bytes);
-  uint64_t acknowledged = 0;
+  uint64_t ack_bytes = 0;
   bool sent = true;
-  const auto await_ack = [&] {
-    Acknowledgement ack;
-    sent = sent && ReceiveAll(ack_in.get(), &ack, sizeof(ack));
-    ++acknowledged;
+  // Takes the acknowledgements that are there, or waits for one: left in the socket they would stop who sends
+  // them.
+  const auto take_acks = [&](bool wait) {
+    Acknowledgement acks[64];
+    const ssize_t bytes = ::recv(ack_in.get(), acks, sizeof(acks), wait ? 0 : MSG_DONTWAIT);
+    if (bytes > 0) {
+      ack_bytes += static_cast<uint64_t>(bytes);
+    } else if (bytes == 0 || errno != EAGAIN) {
+      sent = false;
+    }
+    return ack_bytes / sizeof(Acknowledgement);
   };
   for (uint64_t piece = 0; piece < plan.pieces && sent; ++piece) {
-    while (sent && piece - acknowledged >= plan.window) await_ack();
+    while (sent && piece - take_acks(false) >= plan.window) take_acks(true);
     proto::StreamHeader header{};
     header.length = plan.piece_bytes;
     header.request_id = piece;
     iovec parts[] = {{&header, sizeof(header)}, {const_cast<std::byte*>(places[piece]), plan.piece_bytes}};
     sent = sent && SendAll(streams[piece % plan.streams].first.get(), parts, 2);
   }
-  while (sent && acknowledged < plan.pieces) await_ack();
+  while (sent && ack_bytes / sizeof(Acknowledgement) < plan.pieces) take_acks(true);
   const uint64_t elapsed = MonotonicNanos() - from;
   if (!sent) {
     for (auto& [client, server] : streams) ::shutdown(client.get(), SHUT_RDWR);

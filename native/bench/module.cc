@@ -4,6 +4,7 @@
 #include <napi.h>
 
 #include "bench/baselines.h"
+#include "bench/peer_client.h"
 
 namespace kvss::bench {
 namespace {
@@ -57,11 +58,69 @@ Napi::Value RingLoop(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+/// Talks to a peer on a thread of its own, so that whoever waits for it can still be interrupted.
+class PeerTransfer : public Napi::AsyncWorker {
+ public:
+  PeerTransfer(Napi::Env env, PeerPlan plan, Napi::ArrayBuffer memory)
+      : Napi::AsyncWorker(env),
+        plan_(std::move(plan)),
+        memory_(Napi::Persistent(memory)),
+        deferred_(Napi::Promise::Deferred::New(env)) {}
+
+  Napi::Promise promise() const { return deferred_.Promise(); }
+
+ private:
+  void Execute() override {
+    auto result = RunPeerTransfer(plan_);
+    if (result.ok()) {
+      nanoseconds_ = result.value();
+    } else {
+      SetError(result.error().message);
+    }
+  }
+  void OnOK() override { deferred_.Resolve(Seconds(Env(), nanoseconds_)); }
+  void OnError(const Napi::Error& error) override { deferred_.Reject(error.Value()); }
+
+  PeerPlan plan_;
+  Napi::Reference<Napi::ArrayBuffer> memory_;
+  Napi::Promise::Deferred deferred_;
+  uint64_t nanoseconds_ = 0;
+};
+
+/// peerTransfer(plan, memory: ArrayBuffer) -> Promise<seconds>
+Napi::Value StartPeerTransfer(const Napi::CallbackInfo& info) {
+  auto given = info[0].As<Napi::Object>();
+  const auto number = [&](const char* name) { return given.Get(name).As<Napi::Number>().Int64Value(); };
+  const auto text = [&](const char* name) { return given.Get(name).As<Napi::String>().Utf8Value(); };
+  auto memory = info[1].As<Napi::ArrayBuffer>();
+  PeerPlan plan;
+  plan.protocol = text("protocol") == "redis" ? PeerProtocol::kRedis : PeerProtocol::kMemcached;
+  plan.operation = text("operation") == "set" ? PeerOperation::kSet : PeerOperation::kGet;
+  if (given.Get("address").IsNumber()) {
+    plan.port = static_cast<uint16_t>(number("address"));
+  } else {
+    plan.unix_path = text("address");
+  }
+  plan.connections = static_cast<uint32_t>(number("connections"));
+  plan.threads = given.Get("threads").ToBoolean().Value();
+  plan.depth = static_cast<uint32_t>(number("depth"));
+  plan.piece_bytes = static_cast<uint32_t>(number("pieceBytes"));
+  plan.pieces = static_cast<uint64_t>(number("pieces"));
+  plan.keys = static_cast<uint64_t>(number("keys"));
+  plan.memory = {static_cast<std::byte*>(memory.Data()), memory.ByteLength()};
+  plan.patience_ms = static_cast<uint32_t>(number("patienceMs"));
+  // Node deletes it once it has run.
+  auto* worker = new PeerTransfer(info.Env(), std::move(plan), memory);
+  worker->Queue();
+  return worker->promise();
+}
+
 Napi::Object Initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("runtimeMemory", Napi::Function::New<RuntimeMemory>(env, "runtimeMemory"));
   exports.Set("copyPieces", Napi::Function::New<CopyPieces>(env, "copyPieces"));
   exports.Set("socketLoop", Napi::Function::New<SocketLoop>(env, "socketLoop"));
   exports.Set("ringLoop", Napi::Function::New<RingLoop>(env, "ringLoop"));
+  exports.Set("peerTransfer", Napi::Function::New<StartPeerTransfer>(env, "peerTransfer"));
   return exports;
 }
 

@@ -14,6 +14,9 @@ namespace {
 // sessions and the evicts of this one do not wait long.
 constexpr uint32_t kEvictsPerTurn = 256;
 constexpr uint32_t kCommandsPerTurn = 128;
+// Commands that are handled before the next look whether an evict has come: a look costs next to nothing, as
+// long as there is none.
+constexpr uint32_t kCommandsBetweenLooks = 4;
 
 /// What a wake is: of the size that a read of an eventfd takes, which clients once had here.
 constexpr uint64_t kWake = 1;
@@ -77,6 +80,8 @@ Outcome RingSession::RemoveGrant(uint32_t grant_id) {
 bool RingSession::Pump(uint64_t now_ns) {
   if (failed()) return false;
   bool worked = Drain(Queue::kEvict, kEvictsPerTurn, now_ns);
+  // Evicts are the critical path: what they have come to is not kept until the commands are through.
+  Publish();
   worked |= Drain(Queue::kCommand, kCommandsPerTurn, now_ns);
   core_.ExpireDeadlines(now_ns);
   Publish();
@@ -103,6 +108,11 @@ bool RingSession::Drain(Queue queue, uint32_t limit, uint64_t now_ns) {
   if (batch == 0) return false;
   RingConsumer<proto::Descriptor>& ring = Ring(queue);
   for (uint32_t taken = 0; taken < batch; ++taken) {
+    // The rest of the commands waits for another turn where an evict has come; the first ones never do.
+    if (queue == Queue::kCommand && taken > 0 && taken % kCommandsBetweenLooks == 0 &&
+        evict_ring_.Available() != 0u) {
+      break;
+    }
     const proto::Descriptor descriptor = ring.Take();
     ++accepted_;
     KVSS_STEP("descriptor taken from a ring");

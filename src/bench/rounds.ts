@@ -18,31 +18,35 @@ export interface RoundPlan {
 /** Runs one round: a bare loop of native code answers at once, everything else later. */
 export type Runner = () => Round | Promise<Round>;
 
+type Comparison = Required<
+  Pick<BenchRow, 'ops' | 'seconds' | 'gbps' | 'opsPerSec' | 'baselineGbps' | 'ratio' | 'ratioRange' | 'rounds'>
+>;
+
 /**
  * Runs a subject and its baseline in turns, so that what else happens on the machine hits both, and answers with the
  * figures of a row. The ratio is the median of the ratios of each round, not the ratio of two medians.
  */
-export async function sideBySide(
-  plan: RoundPlan,
-  subject: Runner,
-  baseline: Runner,
-): Promise<
-  Required<
-    Pick<BenchRow, 'ops' | 'seconds' | 'gbps' | 'opsPerSec' | 'baselineGbps' | 'ratio' | 'ratioRange' | 'rounds'>
-  >
-> {
-  const subjects: Round[] = [];
-  const baselines: Round[] = [];
+export async function sideBySide(plan: RoundPlan, subject: Runner, baseline: Runner): Promise<Comparison> {
+  const [subjects, baselines] = (await inTurns(plan, [subject, baseline])) as [Round[], Round[]];
+  return compared(subjects, baselines);
+}
+
+/** Runs any number of them in turns. Answers the rounds of each. */
+export async function inTurns(plan: RoundPlan, runners: readonly Runner[]): Promise<Round[][]> {
+  const results = runners.map((): Round[] => []);
   for (let round = -plan.warmup; round < plan.rounds; round += 1) {
-    // Each is first in every other round.
-    const pair = round % 2 === 0 ? [subject, baseline] : [baseline, subject];
-    const results: Round[] = [];
-    for (const run of pair) results.push(await run());
-    if (round < 0) continue;
-    const [mine, other] = (round % 2 === 0 ? results : results.reverse()) as [Round, Round];
-    subjects.push(mine);
-    baselines.push(other);
+    for (let turn = 0; turn < runners.length; turn += 1) {
+      // Each is first as often as the others are.
+      const which = (turn + round + plan.warmup * runners.length) % runners.length;
+      const result = await (runners[which] as Runner)();
+      if (round >= 0) (results[which] as Round[]).push(result);
+    }
   }
+  return results;
+}
+
+/** A subject beside a baseline that ran in the same rounds. */
+export function compared(subjects: readonly Round[], baselines: readonly Round[]): Comparison {
   const rate = ({ bytes, seconds }: Round) => bytes / seconds / 1e9;
   // Where nothing has bytes, operations are compared.
   const speed = (round: Round) => (round.bytes > 0 ? rate(round) : round.ops / round.seconds);
@@ -68,7 +72,8 @@ export async function alone(
   return totals(rounds);
 }
 
-function totals(rounds: readonly Round[]) {
+/** Figures of a row that stands for itself. */
+export function totals(rounds: readonly Round[]) {
   return {
     ops: rounds.reduce((sum, { ops }) => sum + ops, 0),
     seconds: rounds.reduce((sum, { seconds }) => sum + seconds, 0),

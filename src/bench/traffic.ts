@@ -25,6 +25,8 @@ export interface TrafficOptions {
   /** Bytes of the runtime's memory that pieces come from, and as many that they go to; larger than the cache. */
   memoryBytes: number;
   hioMode?: HioMode;
+  /** Same host only: pieces are written and read where they lie, which here means that nobody touches a byte of them. */
+  inPlace?: boolean;
   driver?: Partial<SwDriverOptions>;
 }
 
@@ -109,7 +111,7 @@ export class Traffic implements AsyncDisposable {
     const from = performance.now();
     await this.#inParallel(prompts, async () => {
       const sequence = this.driver.openSequence({ isolationId: 'bench' });
-      sequence.match(this.#tokensOf(this.#nextPrompt++)).release();
+      sequence.match(this.tokensOf(this.#nextPrompt++)).release();
       const { stored } = await sequence.evict(this.#source());
       if (stored !== promptColumns) throw incomplete('evict', stored, promptColumns);
       sequence.close();
@@ -125,7 +127,7 @@ export class Traffic implements AsyncDisposable {
     await this.#inParallel(prompts, async () => {
       const prompt = this.#nextPrompt - 1 - (this.#nextRefill++ % kept);
       const sequence = this.driver.openSequence({ isolationId: 'bench' });
-      using hit = sequence.match(this.#tokensOf(prompt));
+      using hit = sequence.match(this.tokensOf(prompt));
       const { columns } = await hit.refill(this.#sink());
       if (columns !== promptColumns) throw incomplete('refill', columns, promptColumns);
       sequence.close();
@@ -136,7 +138,7 @@ export class Traffic implements AsyncDisposable {
   /** Refills the prompt that was evicted last and answers with a checksum of the bytes. */
   async checksum(): Promise<string> {
     const checksum = new Checksum();
-    using hit = this.driver.openSequence({ isolationId: 'bench' }).match(this.#tokensOf(this.#nextPrompt - 1));
+    using hit = this.driver.openSequence({ isolationId: 'bench' }).match(this.tokensOf(this.#nextPrompt - 1));
     const { columns } = await hit.refill(this.#sink(0));
     for (let column = 0; column < columns; column += 1) {
       for (const shard of this.memory.keys()) checksum.add(this.#pieceAt(shard, this.half + column));
@@ -170,7 +172,8 @@ export class Traffic implements AsyncDisposable {
     return { ops, bytes: ops * this.columnBytes, seconds: (performance.now() - from) / 1000 };
   }
 
-  #tokensOf(prompt: number): Uint32Array {
+  /** Tokens of a prompt: no two prompts have a column in common. */
+  tokensOf(prompt: number): Uint32Array {
     const tokens = new Uint32Array(this.options.promptColumns * COLUMN_TOKENS);
     tokens[0] = prompt;
     return tokens;
@@ -186,12 +189,14 @@ export class Traffic implements AsyncDisposable {
   #source(): PieceSource {
     const first = this.#nextPlaces();
     const place = (column: number) => (first + column) % this.half;
+    if (this.options.inPlace) return { write: () => true };
     if (this.options.link !== 'shm') return { place: ({ index }) => place(index) };
     return { locate: ({ index }, shard) => this.#pieceAt(shard, place(index)) };
   }
 
   #sink(first = this.#nextPlaces()): PieceSink {
     const place = (column: number) => this.half + ((first + column) % this.half);
+    if (this.options.inPlace) return { read: () => undefined };
     if (this.options.link !== 'shm') return { place: ({ index }) => place(index) };
     return { locate: ({ index }, shard) => this.#pieceAt(shard, place(index)) };
   }

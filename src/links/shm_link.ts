@@ -75,9 +75,7 @@ export class ShmLink implements ShardLink {
 
   submit(batch: OperationBatch, from: number): number {
     const count = Math.min(batch.length - from, this.ringEntries);
-    for (let index = 0; index < count; index += 1) {
-      this.#writer.put(index, batch, from + index, this.grant.grantId, this.pieceBytes);
-    }
+    this.#writer.fill(batch, from, count, this.grant.grantId, this.pieceBytes);
     return batch.opcode === Opcode.evict ? this.#lane.submitEvicts(count) : this.#lane.submitCommands(count);
   }
 
@@ -85,6 +83,11 @@ export class ShmLink implements ShardLink {
     const count = this.#lane.poll();
     this.#completions.each(count, handler);
     return count;
+  }
+
+  /** Evicts that have finished, in order. */
+  evictCount(): number {
+    return this.#lane.evictCount();
   }
 
   arm(): boolean {

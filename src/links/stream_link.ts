@@ -59,8 +59,8 @@ export class StreamLink implements ShardLink {
     const count = Math.min(batch.length - from, this.#queue);
     // A carrier is told the place itself, the lane's thread its offset.
     const stride = 'memory' in this.memory ? this.memory.strideBytes : 1;
+    this.#writer.fill(batch, from, count, this.grantId, this.pieceBytes);
     for (let index = 0; index < count; index += 1) {
-      this.#writer.put(index, batch, from + index, this.grantId, this.pieceBytes);
       this.#places[2 * index] = this.#region;
       this.#places[2 * index + 1] = (batch.places[from + index] as number) * stride;
     }

@@ -66,11 +66,17 @@ export class DriverCore implements HitHost {
     const { map, stats } = this;
     const path: Node[] = [];
     map.walk(map.root(namespace), tokens, 0, Number.POSITIVE_INFINITY, path);
-    // A stripe that is about to go takes no refills any more.
-    const unusable = path.findIndex((node) => !this.#stripeOf(node).usable);
-    if (unusable >= 0) path.length = unusable;
-    const columns = path.length;
-    const serials = path.map((node) => map.serial(node));
+    const serials: number[] = [];
+    const stripeOf: Stripe[] = [];
+    for (const node of path) {
+      const stripe = this.#stripeOf(node);
+      // A stripe that is about to go takes no refills any more.
+      if (!stripe.usable) break;
+      stripeOf.push(stripe);
+      serials.push(map.serial(node));
+    }
+    const columns = stripeOf.length;
+    path.length = columns;
     const last = path.at(-1);
     if (last !== undefined) {
       map.touch(last);
@@ -81,7 +87,6 @@ export class DriverCore implements HitHost {
     stats.promptTokens += tokens.length;
     stats.hitTokens += columns * map.columnTokens;
     const pinDeadline = this.clock.now() + this.settings.pinDeadlineMs;
-    const stripeOf = path.map((node) => this.#stripeOf(node));
     const hit = new Hit(this, tenantTag, path, serials, stripeOf, columns * map.columnTokens, pinDeadline);
     this.#hits.add(hit);
     this.#sweepLater();

@@ -3,7 +3,7 @@ import { Opcode, Status } from '../proto/generated.js';
 import type { DriverStats } from './driver_stats.js';
 import type { Node, PrefixMap } from './prefix_map.js';
 import { type ColumnRef, checkLength, checkPlace, type PieceSink } from './runtime.js';
-import type { Stripe } from './stripe.js';
+import type { BatchOutcome, Stripe } from './stripe.js';
 
 /** A part of a prefix that has been fetched: columns from `from`, below `end`, with their places. */
 interface Part {
@@ -16,7 +16,22 @@ interface Part {
   complete: boolean;
 }
 
-const NOTHING: Promise<Part> = Promise.resolve({ from: 0, end: 0, usable: 0, places: [], complete: false });
+/** Columns from `from`, below `end`, with their places. `full`: the runtime has no more of its own. */
+interface Claimed {
+  from: number;
+  end: number;
+  places: number[];
+  full: boolean;
+}
+
+const QUIET: Promise<void> = Promise.resolve();
+const nothingFrom = (from: number): Part => ({ from, end: from, usable: from, places: [], complete: false });
+const NOTHING = Promise.resolve(nothingFrom(0));
+
+function firstNotOk(outcomes: BatchOutcome): number {
+  for (let item = 0; item < outcomes.length; item += 1) if (outcomes[item] !== Status.ok) return item;
+  return -1;
+}
 
 /** Counts what of one refill may still touch the runtime's memory. */
 class Transfers {
@@ -34,7 +49,7 @@ class Transfers {
 
   /** Resolves when all have ended. Nothing begins afterwards. */
   get quiet(): Promise<void> {
-    if (this.#open === 0) return Promise.resolve();
+    if (this.#open === 0) return QUIET;
     return new Promise((resolve) => {
       this.#settle = resolve;
     });
@@ -76,8 +91,9 @@ export class Hit implements Disposable {
   #held = true;
   #pinned = true;
   #refills = 0;
-  /** Stripes that hold columns of the path, with their epochs when it was matched. */
-  readonly #epochs: ReadonlyMap<Stripe, number>;
+  /** Stripes that hold columns of the path, and their epochs when it was matched. */
+  readonly #stripes: Stripe[] = [];
+  readonly #epochs: number[] = [];
 
   /** @internal */
   constructor(
@@ -92,7 +108,11 @@ export class Hit implements Disposable {
     /** @internal Clock time at which the pin ends by itself. */
     readonly pinDeadline: number,
   ) {
-    this.#epochs = new Map(stripeOf.map((stripe) => [stripe, stripe.epoch]));
+    for (const stripe of stripeOf) {
+      if (this.#stripes.includes(stripe)) continue;
+      this.#stripes.push(stripe);
+      this.#epochs.push(stripe.epoch);
+    }
   }
 
   /** Columns of the prefix. */
@@ -182,8 +202,9 @@ export class Hit implements Disposable {
 
   /** Whether the shards have taken none of their memory back. */
   #intact(): boolean {
-    for (const [stripe, epoch] of this.#epochs) {
-      if (stripe.epoch !== epoch || !stripe.intact()) return false;
+    for (let index = 0; index < this.#stripes.length; index += 1) {
+      const stripe = this.#stripes[index] as Stripe;
+      if (stripe.epoch !== this.#epochs[index] || !stripe.intact()) return false;
     }
     return true;
   }
@@ -199,55 +220,88 @@ export class Hit implements Disposable {
    * a gap count.
    */
   async #fetch(from: number, deadlineMs: number, sink: PieceSink, transfers: Transfers): Promise<Part> {
-    const { map } = this.core;
-    if (!this.#held || from >= this.columns) return { from, end: from, usable: from, places: [], complete: false };
-    const wanted = this.#claimPlaces(from, sink);
-    if (wanted.places.length === 0) {
+    if (!this.#held || from >= this.columns) return nothingFrom(from);
+    const claimed = this.#claimPlaces(from, sink);
+    const { end, places } = claimed;
+    if (places.length === 0) {
       // Another part, of this hit or another, has all the places: wait for one.
       const stripe = this.stripeOf[from] as Stripe;
-      if (!this.#current(from) || !stripe.usable || stripe.placedByRuntime)
-        return { ...wanted, usable: from, complete: false };
+      if (!this.#current(from) || !stripe.usable || stripe.placedByRuntime) return nothingFrom(from);
       const started = this.core.clock.now();
       await stripe.placeFreed(deadlineMs);
       const left = deadlineMs - (this.core.clock.now() - started);
-      return left > 0 ? this.#fetch(from, left, sink, transfers) : { ...wanted, usable: from, complete: false };
+      return left > 0 ? this.#fetch(from, left, sink, transfers) : nothingFrom(from);
     }
-    const outcomes = new Uint16Array(wanted.places.length).fill(Status.cancelled);
-    await Promise.all(
-      [...this.#epochs.keys()].map(async (stripe) => {
-        const columns: number[] = [];
-        for (let column = from; column < wanted.end; column += 1) {
-          if (this.stripeOf[column] === stripe && this.#current(column)) columns.push(column);
-        }
-        if (columns.length === 0) return;
-        const outcome = await stripe.run({
-          opcode: Opcode.refill,
-          flags: 0,
-          slots: Uint32Array.from(columns, (column) => map.slot(this.path[column] as Node)),
-          places: Uint32Array.from(columns, (column) => wanted.places[column - from] as number),
-          generations: Float64Array.from(columns, (column) => map.generation(this.path[column] as Node)),
-          tenantTag: this.tenantTag,
-          deadlineMs,
-          ...(stripe.placedByRuntime ? { onQuiet: transfers.begin() } : {}),
-        });
-        for (const [item, column] of columns.entries()) outcomes[column - from] = outcome[item] as number;
-      }),
-    );
-    const firstMiss = outcomes.findIndex((status) => status !== Status.ok);
-    if (firstMiss < 0) return { ...wanted, usable: wanted.end, complete: !wanted.full };
+    // Most hits lie on one stripe.
+    const outcomes =
+      this.#stripes.length === 1
+        ? await this.#ask(this.#stripes[0] as Stripe, claimed, undefined, deadlineMs, transfers)
+        : await this.#askAll(claimed, deadlineMs, transfers);
+    const firstMiss = firstNotOk(outcomes);
+    if (firstMiss < 0) return { from, end, usable: end, places, complete: !claimed.full };
     const status = outcomes[firstMiss] as Status;
     const column = from + firstMiss;
     // The shard has not got what the map promised: the map is wrong there, so it forgets.
     const lost = status === Status.missEmpty || status === Status.missOverwritten || status === Status.missTenant;
     if (lost && this.#current(column)) this.core.remove(this.path[column] as Node);
-    return { ...wanted, usable: column, complete: false };
+    return { from, end, usable: column, places, complete: false };
+  }
+
+  /** Has one stripe refill these of the claimed columns, counted from the first of them; all where none are named. */
+  #ask(
+    stripe: Stripe,
+    { from, end, places }: Claimed,
+    some: readonly number[] | undefined,
+    deadlineMs: number,
+    transfers: Transfers,
+  ): Promise<BatchOutcome> {
+    const { map } = this.core;
+    const count = some?.length ?? end - from;
+    const slots = new Uint32Array(count);
+    const targets = new Uint32Array(count);
+    const generations = new Float64Array(count);
+    for (let item = 0; item < count; item += 1) {
+      const index = some ? (some[item] as number) : item;
+      const node = this.path[from + index] as Node;
+      slots[item] = map.slot(node);
+      generations[item] = map.generation(node);
+      targets[item] = places[index] as number;
+    }
+    return stripe.run({
+      opcode: Opcode.refill,
+      flags: 0,
+      slots,
+      places: targets,
+      generations,
+      tenantTag: this.tenantTag,
+      deadlineMs,
+      // While a later part is on its way the runtime reads the one before.
+      awaited: from === 0,
+      onQuiet: stripe.placedByRuntime ? transfers.begin() : undefined,
+    });
+  }
+
+  /** Has every stripe refill its own of the claimed columns. */
+  async #askAll(claimed: Claimed, deadlineMs: number, transfers: Transfers): Promise<BatchOutcome> {
+    const { from, end } = claimed;
+    const outcomes = new Uint16Array(end - from).fill(Status.cancelled);
+    const asked = this.#stripes.map(async (stripe) => {
+      const mine: number[] = [];
+      for (let column = from; column < end; column += 1) {
+        if (this.stripeOf[column] === stripe) mine.push(column - from);
+      }
+      if (mine.length === 0) return;
+      const outcome = await this.#ask(stripe, claimed, mine, deadlineMs, transfers);
+      for (const [item, index] of mine.entries()) outcomes[index] = outcome[item] as number;
+    });
+    await Promise.all(asked);
+    return outcomes;
   }
 
   /**
-   * Places for columns from `from` on. Half of them at most, so that the part before can still be read. `full`: the
-   * runtime has no more of its own.
+   * Places for columns from `from` on. Half of them at most, so that the part before can still be read.
    */
-  #claimPlaces(from: number, sink: PieceSink): { from: number; end: number; places: number[]; full: boolean } {
+  #claimPlaces(from: number, sink: PieceSink): Claimed {
     const places: number[] = [];
     let end = from;
     let full = false;
@@ -288,7 +342,7 @@ export class Hit implements Disposable {
   #giveBack(part: Part): void {
     for (const [index, place] of part.places.entries()) {
       const stripe = this.stripeOf[part.from + index] as Stripe;
-      stripe.givePlace(place, this.#epochs.get(stripe) as number);
+      stripe.givePlace(place, this.#epochs[this.#stripes.indexOf(stripe)] as number);
     }
   }
 

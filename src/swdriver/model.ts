@@ -36,14 +36,20 @@ export function pieceBytesOf(model: Model, columnTokens: number): number[] {
 
 /**
  * The name under which prefixes are kept: everything that two prefixes must have in common besides their tokens. Every
- * part carries its length, so that no two different lists of parts spell the same name.
+ * part carries its length, so that no two different lists of parts spell the same name. `modelPart`: see modelPartOf.
  */
-export function namespaceOf(
-  model: ModelIdentity,
-  bytesPerToken: readonly number[],
-  isolationId: string,
-  adapter: string,
-): string {
-  const parts = [isolationId, model.id, model.revision, model.dtype, model.layout, bytesPerToken.join(','), adapter];
-  return parts.map((part) => `${part.length}:${part}`).join('');
+export function namespaceOf(modelPart: string, isolationId: string, adapter: string): string {
+  return `${tenantPartOf(isolationId)}${modelPart}${spell(adapter)}`;
+}
+
+/** How the namespaces of a tenant begin, and those of no other. */
+export const tenantPartOf = (isolationId: string): string => spell(isolationId);
+
+/** The part of a namespace that is the same for all tenants and adapters. */
+export function modelPartOf(model: ModelIdentity, bytesPerToken: readonly number[]): string {
+  return [model.id, model.revision, model.dtype, model.layout, bytesPerToken.join(',')].map(spell).join('');
+}
+
+function spell(part: string): string {
+  return `${part.length}:${part}`;
 }

@@ -18,6 +18,7 @@ export interface EvictResult {
 
 // Columns that are written before they are sent, so that shards work while the runtime writes the next ones.
 const COLUMNS_PER_BATCH = 128;
+const NO_TOKENS = new Uint32Array(0);
 
 /** A place for one column: entered in the map, not visible to matches. The slot is ours until letGo. */
 interface Claim {
@@ -39,7 +40,7 @@ interface Claim {
  * tenant.
  */
 export class Sequence {
-  #tokens: Uint32Array = new Uint32Array(0);
+  #tokens: Uint32Array = NO_TOKENS;
   #length = 0;
   /** Where the part that is known to be stored ends; its serial tells whether it still is. */
   #tip: Node;
@@ -118,7 +119,7 @@ export class Sequence {
   /** Ends the sequence. What it has stored stays in the cache. */
   close(): void {
     this.#closed = true;
-    this.#tokens = new Uint32Array(0);
+    this.#tokens = NO_TOKENS;
     this.#length = 0;
   }
 
@@ -138,8 +139,8 @@ export class Sequence {
     let stored = 0;
     try {
       for (let column = from; column < full; ) {
-        const batch = await this.#storeBatch(source, tokens, column, full, (stripe, claims) =>
-          running.push(this.#send(stripe, claims, left)),
+        const batch = await this.#storeBatch(source, tokens, column, full, (stripe, claims, last) =>
+          running.push(this.#send(stripe, claims, left, last)),
         );
         present += batch.known;
         if (batch.full) {
@@ -171,7 +172,7 @@ export class Sequence {
     tokens: Uint32Array,
     column: number,
     last: number,
-    send: (stripe: Stripe, claims: Claim[]) => void,
+    send: (stripe: Stripe, claims: Claim[], last: boolean) => void,
   ): Promise<{ next: number; known: number; complete: boolean; full: Stripe | undefined }> {
     const { map } = this.core;
     const batches = new Map<Stripe, Claim[]>();
@@ -211,7 +212,7 @@ export class Sequence {
       }
     } finally {
       // Also where the source threw: what was written before that is good and must not stay half-way.
-      for (const [stripe, claims] of batches) send(stripe, claims);
+      for (const [stripe, claims] of batches) send(stripe, claims, cursor === last);
     }
     return { next: cursor, known, complete: cursor === end, full };
   }
@@ -302,7 +303,7 @@ export class Sequence {
   }
 
   /** Sends written columns and publishes those that every shard has stored. Answers how many. */
-  async #send(stripe: Stripe, written: readonly Claim[], deadlineMs: number): Promise<number> {
+  async #send(stripe: Stripe, written: readonly Claim[], deadlineMs: number, last: boolean): Promise<number> {
     const { map } = this.core;
     const claims = written.filter((claim) => {
       const holds = this.#holds(claim);
@@ -310,14 +311,24 @@ export class Sequence {
       return holds;
     });
     if (claims.length === 0) return 0;
+    const slots = new Uint32Array(claims.length);
+    const places = new Uint32Array(claims.length);
+    const generations = new Float64Array(claims.length);
+    for (let item = 0; item < claims.length; item += 1) {
+      const claim = claims[item] as Claim;
+      slots[item] = claim.slot;
+      places[item] = claim.place;
+      generations[item] = claim.ref.generation;
+    }
     const finished = stripe.run({
       opcode: Opcode.evict,
       flags: 0,
-      slots: Uint32Array.from(claims, ({ slot }) => slot),
-      places: Uint32Array.from(claims, ({ place }) => place),
-      generations: Float64Array.from(claims, ({ ref }) => ref.generation),
+      slots,
+      places,
+      generations,
       tenantTag: this.tenantTag,
       deadlineMs,
+      awaited: last,
     });
     // In flight now, which keeps the slots as well.
     for (const { slot, place, epoch } of claims) {

@@ -30,12 +30,40 @@ export interface StripeSettings {
   readonly regions?: readonly PlaceMemory[];
   /** Silence that ends a stream which owes an answer; it begins when a call has run out of its time. */
   readonly silenceMs: number;
+  /** Longest that a call looks for its completions before it lets the event loop wait for them; see SwDriverOptions. */
+  readonly spinUs: number;
 }
 
 /** How a batch ended: the status of each item, the worst of all shards. */
 export type BatchOutcome = Uint16Array;
 
-interface RunningBatch extends OperationBatch {
+/** What is wanted of all shards of a stripe, one item a column. */
+export interface BatchRequest {
+  readonly opcode: Opcode;
+  readonly flags: number;
+  readonly slots: Uint32Array;
+  readonly places: Uint32Array;
+  readonly generations: Float64Array;
+  readonly tenantTag: bigint;
+  /** Longest to wait for the shards. */
+  readonly deadlineMs: number;
+  /** The caller has nothing else to do until it ends. */
+  readonly awaited?: boolean;
+  /** To be told that nothing touches the places any more, which may be later than the end. */
+  readonly onQuiet?: (() => void) | undefined;
+}
+
+/** A request under way. Written out, field by field: there is one for every call. */
+class RunningBatch implements OperationBatch {
+  readonly length: number;
+  readonly opcode: Opcode;
+  readonly flags: number;
+  readonly slots: Uint32Array;
+  readonly places: Uint32Array;
+  readonly generations: Float64Array;
+  readonly tenantTag: bigint;
+  readonly timeoutUs: number;
+  readonly onQuiet: (() => void) | undefined;
   /** Shards that have not finished an item yet, by item. */
   readonly unfinished: Uint16Array;
   readonly outcome: BatchOutcome;
@@ -43,13 +71,34 @@ interface RunningBatch extends OperationBatch {
   readonly openAt: Uint32Array;
   /** 1 where a shard has finished an item; shard after shard. */
   readonly finished: Uint8Array;
-  readonly issuedAt: number;
   /** Operations of all items on all shards that have not finished. */
   open: number;
-  settle: ((outcome: BatchOutcome) => void) | undefined;
-  /** To be told that nothing touches the places of the batch any more. */
-  readonly onQuiet: (() => void) | undefined;
-  cancelDeadline: (() => void) | undefined;
+  settle: ((outcome: BatchOutcome) => void) | undefined = undefined;
+  cancelDeadline: (() => void) | undefined = undefined;
+
+  constructor(
+    readonly id: number,
+    request: BatchRequest,
+    readonly after: number,
+    readonly issuedAt: number,
+    shards: number,
+  ) {
+    const { length } = request.slots;
+    this.length = length;
+    this.opcode = request.opcode;
+    this.flags = request.flags;
+    this.slots = request.slots;
+    this.places = request.places;
+    this.generations = request.generations;
+    this.tenantTag = request.tenantTag;
+    this.timeoutUs = Math.min(Math.max(1, Math.ceil(request.deadlineMs * 1000)), MAX_OPERATION_TIMEOUT_US);
+    this.onQuiet = request.onQuiet;
+    this.unfinished = new Uint16Array(length).fill(shards);
+    this.outcome = new Uint16Array(length);
+    this.openAt = new Uint32Array(shards).fill(length);
+    this.finished = new Uint8Array(shards * length);
+    this.open = length * shards;
+  }
 }
 
 /** Items of a batch that wait for room in the queue of one shard. */
@@ -73,6 +122,8 @@ export interface StripeEvents {
 
 /** How much longer shards that finish other things may do nothing about a batch than those that are silent. */
 const LATENESS = 8;
+/** Calls look for their completions at least this long: an engine that is awake takes no longer. */
+const LEAST_SPIN_US = 5;
 const FIRST_RETRY_MS = 50;
 const LAST_RETRY_MS = 2_000;
 
@@ -109,6 +160,8 @@ export class Stripe {
   #nextBatch = 1;
   readonly #batches = new Map<number, RunningBatch>();
   #backlogs: Queues[] = [];
+  /** How long the next call looks for its completions: less after each look that was in vain. */
+  #spinUs: number;
   #retryMs = FIRST_RETRY_MS;
   #cancelRetry: (() => void) | undefined;
 
@@ -118,7 +171,9 @@ export class Stripe {
     private readonly connect: Connector,
     private readonly clock: Clock,
     private readonly events: StripeEvents,
-  ) {}
+  ) {
+    this.#spinUs = settings.spinUs;
+  }
 
   /** Whether columns can be stored and refilled. */
   get usable(): boolean {
@@ -265,52 +320,30 @@ export class Stripe {
   /**
    * Sends one operation an item to every shard and resolves with how each item ended: when all have finished, at the
    * deadline (unfinished items count as `deadline`), or when the stripe goes down (`cancelled`). Never rejects. Slots
-   * of unfinished items stay out of the free list until the shards have finished with them. `onQuiet` is called when
-   * nothing touches the places any more, which may be later.
+   * of unfinished items stay out of the free list until the shards have finished with them.
    */
-  run(request: {
-    opcode: Opcode;
-    flags: number;
-    slots: Uint32Array;
-    places: Uint32Array;
-    generations: Float64Array;
-    tenantTag: bigint;
-    deadlineMs: number;
-    onQuiet?: () => void;
-  }): Promise<BatchOutcome> {
+  run(request: BatchRequest): Promise<BatchOutcome> {
     const { length } = request.slots;
     if (!this.usable) {
       request.onQuiet?.();
       return Promise.resolve(new Uint16Array(length).fill(Status.cancelled));
     }
     const evict = request.opcode === Opcode.evict;
-    const batch: RunningBatch = {
-      ...request,
-      id: this.#nextBatch,
-      length,
-      // A command comes after every evict issued before it. An evict has no command to wait for: its slots came from
-      // the free list, where nothing is that a command in flight still touches.
-      after: evict ? 0 : this.#evictsIssued,
-      timeoutUs: Math.min(Math.max(1, Math.ceil(request.deadlineMs * 1000)), MAX_OPERATION_TIMEOUT_US),
-      unfinished: new Uint16Array(length).fill(this.shardCount),
-      outcome: new Uint16Array(length),
-      openAt: new Uint32Array(this.shardCount).fill(length),
-      finished: new Uint8Array(this.shardCount * length),
-      issuedAt: this.clock.now(),
-      open: length * this.shardCount,
-      settle: undefined,
-      onQuiet: request.onQuiet,
-      cancelDeadline: undefined,
-    };
+    // A command comes after every evict issued before it. An evict has no command to wait for: its slots came from the
+    // free list, where nothing is that a command in flight still touches.
+    const after = evict ? 0 : this.#evictsIssued;
+    const batch = new RunningBatch(this.#nextBatch, request, after, this.clock.now(), this.shardCount);
     this.#nextBatch = (this.#nextBatch % 0xffffffff) + 1;
     if (evict) this.#evictsIssued += length;
-    for (const slot of request.slots) this.#slots.hold(slot);
-    if (this.#handsOutPlaces) for (const place of request.places) this.#places.hold(place);
+    for (const slot of batch.slots) this.#slots.hold(slot);
+    if (this.#handsOutPlaces) for (const place of batch.places) this.#places.hold(place);
     this.#batches.set(batch.id, batch);
     for (const queues of this.#backlogs) (evict ? queues.evicts : queues.commands).push({ batch, next: 0 });
     return new Promise((resolve) => {
       batch.settle = resolve;
-      this.#pump();
+      this.#move();
+      if (request.awaited) this.#spin(batch);
+      this.#arm();
       // Most batches have finished by now and need no timer.
       if (this.#batches.has(batch.id))
         batch.cancelDeadline = this.clock.schedule(request.deadlineMs, () => this.#expire(batch));
@@ -397,17 +430,46 @@ export class Stripe {
     }
   }
 
-  /** Sends what waits, as far as there is room, and hears what has finished. */
+  /** Sends what waits, hears what has finished, and sees to it that the rest is heard of. */
   #pump(): void {
+    this.#move();
+    this.#arm();
+  }
+
+  /** Sends what waits, as far as there is room, and hears what has finished. */
+  #move(): void {
     for (let again = true; again; ) {
       again = false;
       for (const [shard, link] of this.#links.entries()) {
         const queues = this.#backlogs[shard] as Queues;
         this.#send(queues.evicts, link);
         this.#send(queues.commands, link);
-        again = link.poll(this.#handlers[shard] as CompletionHandler) > 0 || again;
+        if (link.poll(this.#handlers[shard] as CompletionHandler) === 0) continue;
+        this.#heardAt[shard] = this.clock.now();
+        again = true;
       }
     }
+  }
+
+  /**
+   * Looks for the end of a batch for a moment: an engine that is awake answers sooner than an event loop can be woken. One
+   * that sleeps does not, and is not waited for as long the next time.
+   */
+  #spin(batch: RunningBatch): void {
+    const { spinUs } = this.settings;
+    if (spinUs === 0 || !this.#inPlace) return;
+    const until = performance.now() + this.#spinUs / 1000;
+    while (this.#batches.has(batch.id)) {
+      if (performance.now() > until) {
+        this.#spinUs = Math.max(this.#spinUs / 2, Math.min(LEAST_SPIN_US, spinUs));
+        return;
+      }
+      this.#move();
+    }
+    this.#spinUs = spinUs;
+  }
+
+  #arm(): void {
     if (this.#batches.size === 0) return;
     // A completion may have come between the last poll and arming.
     if (this.#links.some((link) => !link.arm())) queueMicrotask(() => this.#pump());
@@ -431,7 +493,6 @@ export class Stripe {
     if (status !== Status.ok) batch.outcome[item] = Math.max(batch.outcome[item] as number, status);
     batch.open -= 1;
     batch.openAt[shard] = (batch.openAt[shard] as number) - 1;
-    this.#heardAt[shard] = this.clock.now();
     this.#silent.delete(shard);
     if (batch.unfinished[item] === 0) {
       this.#slots.release(batch.slots[item] as number);
@@ -486,8 +547,9 @@ export class Stripe {
     const { settle } = batch;
     if (!settle) return;
     batch.settle = undefined;
-    const outcome = batch.outcome.slice();
-    for (let item = 0; item < batch.length; item += 1) {
+    // Nothing changes it any more where everything has finished.
+    const outcome = batch.open === 0 ? batch.outcome : batch.outcome.slice();
+    for (let item = 0; batch.open > 0 && item < batch.length; item += 1) {
       if (batch.unfinished[item] !== 0) outcome[item] = Math.max(outcome[item] as number, unfinished);
     }
     settle(outcome);

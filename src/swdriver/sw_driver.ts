@@ -8,7 +8,7 @@ import { parseStreamAddress } from '../links/stream_address.js';
 import { DriverCore } from './driver_core.js';
 import type { DriverStats } from './driver_stats.js';
 import { type EvictionPolicy, lru } from './eviction_policy.js';
-import { type Model, namespaceOf, pieceBytesOf } from './model.js';
+import { type Model, modelPartOf, namespaceOf, pieceBytesOf, tenantPartOf } from './model.js';
 import type { ColumnMemory } from './runtime.js';
 import { Sequence } from './sequence.js';
 import { TenantTags } from './tenant_tags.js';
@@ -38,6 +38,11 @@ export interface SwDriverOptions {
   pinDeadlineMs?: number;
   /** Longest that connecting to a daemon, or one of its answers, may take, in milliseconds. */
   connectDeadlineMs?: number;
+  /**
+   * Same host only: longest that a call keeps the event loop while it looks for the answer of engines that are awake, in
+   * microseconds. Waking the event loop takes several times as long. 0: not at all. 20 if left out.
+   */
+  spinUs?: number;
   /** Start also while daemons cannot be reached, and keep trying. Everything is a miss until then. */
   lazy?: boolean;
   /** Operations that each queue of each shard holds. A power of two. */
@@ -86,7 +91,7 @@ interface Events {
  */
 export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   readonly #core: DriverCore;
-  readonly #model: Model;
+  readonly #modelPart: string;
   readonly #tags: TenantTags;
   #closed = false;
   /** What the last of `available` and `unavailable` said; undefined while nobody can listen as yet. */
@@ -99,7 +104,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     const { model } = options;
     const columnTokens = model.columnTokens ?? 64;
     const pieceBytes = pieceBytesOf(model, columnTokens);
-    this.#model = { ...model, bytesPerToken: [...model.bytesPerToken] };
+    this.#modelPart = modelPartOf(model, model.bytesPerToken);
     this.#tags = new TenantTags(options.tagKey === undefined ? undefined : Buffer.from(options.tagKey));
     const stripes = options.striping === 'within' ? options.daemons.map((daemon) => [daemon]) : [options.daemons];
     this.#core = new DriverCore(
@@ -116,6 +121,8 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
           ringEntries: options.ringEntries ?? 1024,
           connectDeadlineMs: options.connectDeadlineMs ?? 5_000,
           silenceMs: options.deadlineMs ?? 1_000,
+          // A clock of another kind is not in step with engines.
+          spinUs: options.spinUs ?? (options.clock ? 0 : 20),
           placedBy: options.memory || options.carrier ? 'runtime' : 'stripe',
           ...(options.memory ? { regions: regionsOf(options.memory) } : {}),
         })),
@@ -176,7 +183,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     if (this.#closed) throw localError('KVSS_CLOSED', 'the driver is closed');
     const { isolationId, adapter = '' } = options;
     checkIsolationId(isolationId);
-    const namespace = namespaceOf(this.#model, this.#model.bytesPerToken, isolationId, adapter);
+    const namespace = namespaceOf(this.#modelPart, isolationId, adapter);
     return new Sequence(this.#core, namespace, this.#tags.tagOf(isolationId));
   }
 
@@ -186,7 +193,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
    */
   async forget(options: { isolationId: string }): Promise<number> {
     checkIsolationId(options.isolationId);
-    const prefix = `${options.isolationId.length}:${options.isolationId}`;
+    const prefix = tenantPartOf(options.isolationId);
     const counts = await Promise.all(
       this.#core.map
         .rootsBelow(prefix)

@@ -1,6 +1,6 @@
 import * as fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { type ModelIdentity, namespaceOf, pieceBytesOf } from '../../src/swdriver/model.js';
+import { type ModelIdentity, modelPartOf, namespaceOf, pieceBytesOf } from '../../src/swdriver/model.js';
 import { settings } from '../model/property_settings.js';
 
 type Parts = readonly [
@@ -14,7 +14,7 @@ type Parts = readonly [
 
 function nameOf([isolationId, id, revision, dtype, layout, adapter]: Parts, bytesPerToken: readonly number[]): string {
   const identity: ModelIdentity = { id, revision, dtype, layout };
-  return namespaceOf(identity, bytesPerToken, isolationId, adapter);
+  return namespaceOf(modelPartOf(identity, bytesPerToken), isolationId, adapter);
 }
 
 const BASE: Parts = ['tenant', 'model', 'r1', 'bf16', 'plain', ''];
