@@ -277,6 +277,8 @@ function buildsOf(killer) {
     case 'vitest':
       if (killer.file.startsWith('test/core/shard_core')) return ['build-tests:kvss_testing'];
       if (/^test\/(e2e|conformance|fuzz)\//.test(killer.file)) return ['build/native:kvss', 'dist'];
+      // A driver loads the addon, also where its links are simulated.
+      if (/^test\/(model|unit)\//.test(killer.file)) return ['build/native:kvss'];
       return [];
     default:
       return [];
@@ -516,15 +518,10 @@ function keep(mutant, { outcome, killer, seed }) {
   const found = readFound();
   const print = fingerprint(mutant);
   const before = found[mutant.name]?.fingerprint === print ? found[mutant.name] : {};
-  // What one kind of test does not find is nothing new about the line.
-  const news = values.with === undefined ? { outcome, killer } : {};
+  // What one kind of test does not find is nothing new about the line, and neither is who else finds it.
+  const partial = values.with !== undefined && (outcome !== 'killed' || before.outcome === 'killed');
   const seeds = seed === undefined ? {} : { seed };
-  found[mutant.name] = {
-    ...before,
-    ...(before.outcome === undefined ? { outcome, killer } : news),
-    ...seeds,
-    fingerprint: print,
-  };
+  found[mutant.name] = { ...before, ...(partial ? {} : { outcome, killer }), ...seeds, fingerprint: print };
   mkdirSync(dirname(FOUND), { recursive: true });
   writeFileSync(FOUND, `${JSON.stringify(found, null, 1)}\n`);
 }
@@ -540,6 +537,7 @@ function page() {
     const result = found[mutant.name];
     if (result === undefined || result.fingerprint !== fingerprint(mutant)) return '**not tried yet**';
     const { outcome, killer = '', seed } = result;
+    if (outcome === undefined && seed === undefined) return '**not tried yet**';
     const simulated = seed === undefined ? [] : [`simulation, seed ${seed}`];
     if (outcome !== 'killed' && seed === undefined) return '**nothing that was tried**';
     return [...(killer === '' || killer.startsWith('simulation') ? [] : [killer]), ...simulated].join('; ');

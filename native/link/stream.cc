@@ -112,6 +112,24 @@ bool ChecksumHolds(const proto::StreamHeader& header, std::span<const std::byte>
   return header.checksum == 0 || header.checksum == FrameChecksum(payload);
 }
 
+namespace {
+
+constexpr int kUnixBufferBytes = 1 << 20;
+
+/// A Unix socket does not grow its buffer by itself as TCP does, and says that it can be written only when
+/// three quarters of it are empty: with the small one that it has, sender and receiver would take turns.
+void GrowUnixBuffer(int fd) {
+  int family = 0;
+  socklen_t length = sizeof(family);
+  if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &length) != 0 || family != AF_UNIX) return;
+  // The first for who may exceed the limit of the system, the second up to it.
+  if (::setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &kUnixBufferBytes, sizeof(kUnixBufferBytes)) != 0) {
+    (void)::setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &kUnixBufferBytes, sizeof(kUnixBufferBytes));
+  }
+}
+
+}  // namespace
+
 void TuneStream(int fd) {
   const int on = 1;
   // Refused for Unix sockets, which neither delay nor lose the other side unnoticed.
@@ -124,6 +142,7 @@ void TuneStream(int fd) {
   (void)::setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
   (void)::setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
   (void)::setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+  GrowUnixBuffer(fd);
 }
 
 void OutBuffer::Append(const void* data, size_t bytes) {

@@ -123,8 +123,8 @@ export class PeerBox implements AsyncDisposable {
 
 /** Where a program is, if it is anywhere. */
 export function findProgram(name: string): string | undefined {
-  const places = [...(process.env.PATH ?? '').split(delimiter), '/usr/bin', '/usr/sbin', '/usr/local/bin'];
-  return places
+  return (process.env.PATH ?? '')
+    .split(delimiter)
     .filter((place) => place !== '')
     .map((place) => join(place, name))
     .find((path) => {

@@ -150,11 +150,13 @@ export class Stripe {
   /** Of links that have ended. */
   #payloadBytesBefore = 0;
   /** Those that wait for a place. */
-  #waiters: (() => void)[] = [];
+  readonly #waiters = new Set<() => void>();
   /** Shards that a call has waited for in vain: nothing new is tried until they finish something. */
   readonly #silent = new Set<number>();
   /** When each shard has last finished something. */
   #heardAt: number[] = [];
+  /** Whether the shard that is being listened to has finished something that it was asked for. */
+  #progress = false;
   #handlers: CompletionHandler[] = [];
   #evictsIssued = 0;
   #nextBatch = 1;
@@ -290,11 +292,13 @@ export class Stripe {
   placeFreed(deadlineMs: number): Promise<void> {
     if (!this.#handsOutPlaces || this.#places.free > 0 || this.#links.length === 0) return Promise.resolve();
     return new Promise((resolve) => {
-      const cancel = this.clock.schedule(deadlineMs, resolve);
-      this.#waiters.push(() => {
+      const waiter = () => {
         cancel();
+        this.#waiters.delete(waiter);
         resolve();
-      });
+      };
+      const cancel = this.clock.schedule(deadlineMs, waiter);
+      this.#waiters.add(waiter);
     });
   }
 
@@ -444,9 +448,9 @@ export class Stripe {
         const queues = this.#backlogs[shard] as Queues;
         this.#send(queues.evicts, link);
         this.#send(queues.commands, link);
-        if (link.poll(this.#handlers[shard] as CompletionHandler) === 0) continue;
-        this.#heardAt[shard] = this.clock.now();
-        again = true;
+        this.#progress = false;
+        again = link.poll(this.#handlers[shard] as CompletionHandler) > 0 || again;
+        if (this.#progress) this.#heardAt[shard] = this.clock.now();
       }
     }
   }
@@ -493,6 +497,7 @@ export class Stripe {
     if (status !== Status.ok) batch.outcome[item] = Math.max(batch.outcome[item] as number, status);
     batch.open -= 1;
     batch.openAt[shard] = (batch.openAt[shard] as number) - 1;
+    this.#progress = true;
     this.#silent.delete(shard);
     if (batch.unfinished[item] === 0) {
       this.#slots.release(batch.slots[item] as number);
@@ -505,7 +510,7 @@ export class Stripe {
   }
 
   #wake(): void {
-    for (const waiter of this.#waiters.splice(0)) waiter();
+    for (const waiter of [...this.#waiters]) waiter();
   }
 
   #expire(batch: RunningBatch): void {

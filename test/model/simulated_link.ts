@@ -80,7 +80,7 @@ export class SimulatedLink implements ShardLink {
   }
 
   get places(): number {
-    return this.slots;
+    return this.daemon.places ?? this.slots;
   }
 
   piece(slot: number): Uint8Array {
@@ -368,6 +368,8 @@ export class SimulatedDaemon {
   immediate = false;
   /** Whether a slot is memory of the runtime's process. No bytes travel in here; they only take their time. */
   inPlace = true;
+  /** Places for bytes that travel, where there are fewer than slots. */
+  places: number | undefined;
   /** Answers to requests wait for this. */
   answering: Promise<void> = Promise.resolve();
   /** Until this, what was on its way when a connection was closed may still be written to the runtime's memory. */

@@ -21,6 +21,7 @@ async function stripeOver(shards: readonly number[], slots: number, ringEntries 
     ringEntries,
     connectDeadlineMs: 1_000,
     silenceMs: 1_000,
+    spinUs: 0,
     placedBy: 'stripe',
   } as const;
   const stripe = new Stripe(0, settings, box.connector, clock, events);

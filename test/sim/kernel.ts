@@ -522,6 +522,11 @@ export class Kernel {
     }
   }
 
+  /** Lanes to memory of slots that a process has lost so far, whether it knows that yet or not. */
+  revokedLanes(process: Process): number {
+    return this.ringLanes.filter(({ lane, owner }) => owner === process && lane.revoked()).length;
+  }
+
   /** Forgets what has ended, so that turns stay cheap. */
   tidy(): void {
     const drop = <T>(list: T[], gone: (item: T) => boolean) => {

@@ -7,6 +7,9 @@ interface Timer {
   readonly task: () => void;
 }
 
+/** A nanosecond. */
+const LEAST_MS = 1e-6;
+
 /** Time that moves when the simulation says so. */
 export class SimClock implements Clock {
   #now = 0;
@@ -20,7 +23,9 @@ export class SimClock implements Clock {
   }
 
   schedule(delayMs: number, task: () => void): () => void {
-    const timer = { at: this.#now + Math.max(0, delayMs), order: this.#order++, task };
+    // What rounding has left of a delay moves time on as well, or who waits for the rest of it would wait for ever.
+    const delay = delayMs > 0 ? Math.max(LEAST_MS, delayMs) : 0;
+    const timer = { at: this.#now + delay, order: this.#order++, task };
     this.#timers.add(timer);
     return () => {
       this.#timers.delete(timer);

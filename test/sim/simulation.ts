@@ -4,6 +4,7 @@ import type { KvssError } from '../../src/common/errors.js';
 import { KvssDaemon } from '../../src/kvss/daemon.js';
 import { FrameType } from '../../src/proto/frames.js';
 import { LaneKind } from '../../src/proto/generated.js';
+import type { Hit } from '../../src/swdriver/hit.js';
 import { SwDriver } from '../../src/swdriver/sw_driver.js';
 import type { EmulatedRuntime } from '../../src/wafer/emulated_runtime.js';
 import { RemoteWafer } from '../../src/wafer/remote_wafer.js';
@@ -12,8 +13,10 @@ import { Wafer } from '../../src/wafer/wafer.js';
 import { parseWaferConfig, type WaferConfigInput } from '../../src/wafer/wafer_config.js';
 import { WaferRuntime } from '../../src/wafer/wafer_runtime.js';
 import { WaferServer } from '../../src/wafer/wafer_server.js';
+import { hashSeeds } from './chance.js';
 import { History } from './history.js';
 import { type Connection, Kernel, Process, skewed } from './kernel.js';
+import { PatientRequest, PatientRuntime } from './patient_runtime.js';
 import { Random } from './random.js';
 import { SimClock } from './sim_clock.js';
 
@@ -26,6 +29,12 @@ export interface Totals {
   columnsVerified: number;
   linesVerified: number;
   misses: number;
+  /** Columns that were spoilt while a runtime was reading them, for a reason: they must not count. */
+  columnsVoid: number;
+  /** Hits that were released while a runtime was reading them. */
+  earlyReleases: number;
+  /** Columns that lookups met in their bucket and that were others. */
+  collisions: number;
   completions: number;
   gatedCommands: number;
   faults: Record<string, number>;
@@ -40,6 +49,9 @@ export function noTotals(): Totals {
     columnsVerified: 0,
     linesVerified: 0,
     misses: 0,
+    columnsVoid: 0,
+    earlyReleases: 0,
+    collisions: 0,
     completions: 0,
     gatedCommands: 0,
     faults: {},
@@ -55,6 +67,8 @@ const TENANTS = ['acme', 'globex'];
 const DEADLINE_MS = 40;
 const CONNECT_DEADLINE_MS = 100;
 const STEPS = 800;
+/** Most that a patient runtime pauses; now and then beyond the deadline of calls and of pins. */
+const PAUSES_MS = [0.05, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.5, 0.5, 1, 1, 2, 2, 5, 50, 250];
 const TRACE_TURNS = 60;
 /** Turns until a liveness phase must have come to rest. */
 const MOST_TURNS_TO_REST = 400_000;
@@ -62,7 +76,7 @@ const MOST_TURNS_TO_REST = 400_000;
 const LONGEST_REST_MS = 120_000;
 
 /** How a seed's world is built. */
-interface Shape {
+export interface Shape {
   link: 'shm' | 'stream';
   /** Where the runtime's memory is. */
   memory: 'none' | 'local' | 'wafer';
@@ -76,9 +90,13 @@ interface Shape {
   checksums: boolean;
   placeBytes: number;
   faults: 'none' | 'few' | 'many';
+  /** Bits of the hash of a column; few make collisions. */
+  hashBits: number;
+  /** Whether runtimes without memory of their own take their time to read and write slots. */
+  patient: boolean;
 }
 
-function shapeOf(random: Random): Shape {
+function shapeOf(random: Random, seed: number): Shape {
   const link = random.pick(['shm', 'stream', 'stream'] as const);
   const memory =
     link === 'shm' ? random.pick(['none', 'none', 'local'] as const) : random.pick(['none', 'local', 'wafer'] as const);
@@ -99,13 +117,23 @@ function shapeOf(random: Random): Shape {
     checksums: random.chance(0.5),
     placeBytes: random.between(1, 8) * 64,
     faults: random.pick(['none', 'few', 'many', 'many'] as const),
+    ...later(new Random(seed ^ 0x5bd1e995), memory),
   };
+}
+
+/** What came to shapes later, of chance of its own: worlds that were known before stay what they were. */
+function later(random: Random, memory: Shape['memory']): Pick<Shape, 'hashBits' | 'patient'> {
+  return { hashBits: random.pick([32, 8, 2]), patient: memory === 'none' && random.chance(0.7) };
 }
 
 interface SimDriver {
   process: Process;
   driver: SwDriver;
   runtime: EmulatedRuntime;
+  /** How often a stripe has gone down. */
+  downs: number;
+  /** How often each tenant was forgotten. */
+  forgotten: Map<string, number>;
   wafer: RemoteWafer | undefined;
   carrier: { process: Process; server: WaferServer } | undefined;
 }
@@ -141,9 +169,11 @@ export class Simulation {
   constructor(
     readonly seed: number,
     private readonly totals: Totals,
+    shape: Partial<Shape> = {},
   ) {
     this.#random = new Random(seed);
-    this.#shape = shapeOf(this.#random);
+    this.#shape = { ...shapeOf(this.#random, seed), ...shape };
+    hashSeeds.random = new Random(seed);
     this.#kernel = new Kernel(this.#clock, this.#random, this.#history, (name) => this.#process(name));
   }
 
@@ -277,6 +307,7 @@ export class Simulation {
       wioStreams: shape.wioStreams,
       placeBytes: shape.placeBytes,
       checksums: shape.checksums,
+      hashBits: shape.hashBits,
       ...(wafer ? { carrier: wafer.carrier } : {}),
       ...(local ? { memory: local.memory } : {}),
       model: {
@@ -289,8 +320,22 @@ export class Simulation {
       },
     });
     const port = wafer ?? local;
-    const runtime = port ? new WaferRuntime(port, COLUMN_TOKENS, columnBytes) : new StampingRuntime(COLUMN_TOKENS);
-    this.#drivers.push({ process, driver, runtime, wafer, carrier });
+    const runtime = port ? new WaferRuntime(port, COLUMN_TOKENS, columnBytes) : this.#runtimeInSlots(process);
+    const made: SimDriver = { process, driver, runtime, wafer, carrier, downs: 0, forgotten: new Map() };
+    driver.on('down', () => {
+      made.downs += 1;
+    });
+    this.#drivers.push(made);
+  }
+
+  /** A runtime that has no memory of its own. */
+  #runtimeInSlots(process: Process): EmulatedRuntime {
+    if (!this.#shape.patient) return new StampingRuntime(COLUMN_TOKENS);
+    const pause = async () => {
+      await this.#sleep(this.#random.unit() * this.#random.pick(PAUSES_MS));
+      if (!process.alive) await new Promise(() => {});
+    };
+    return new PatientRuntime(COLUMN_TOKENS, { pause, now: () => this.#clock.now() - this.#clock.jumpedMs });
   }
 
   // ---- living --------------------------------------------------------------------------------------------------
@@ -298,9 +343,11 @@ export class Simulation {
   async #live(): Promise<void> {
     const rate = { none: 0, few: 0.004, many: 0.02 }[this.#shape.faults];
     this.#kernel.failureChance = rate * 5;
-    for (let step = 0; step < STEPS; step += 1) {
+    // Who takes his time leaves room for others, and gets less done.
+    const [most, steps] = this.#shape.patient ? [8, 2 * STEPS] : [4, STEPS];
+    for (let step = 0; step < steps; step += 1) {
       if (this.#random.chance(rate)) this.#breakSomething();
-      else if (this.#pending.size < 4 && this.#random.chance(0.1)) this.#begin();
+      else if (this.#pending.size < most && this.#random.chance(0.1)) this.#begin();
       else await this.#turn(0.06);
       this.#check();
     }
@@ -326,9 +373,12 @@ export class Simulation {
     driver.process.onDeath.push(() => this.#pending.delete(call));
   }
 
-  async #converse({ driver, runtime, process }: SimDriver): Promise<void> {
-    const isolationId = this.#random.pick(TENANTS);
+  async #converse(host: SimDriver): Promise<void> {
+    const { driver, runtime, process } = host;
+    // Where one pauses, others have to meet him.
+    const isolationId = this.#random.pick(this.#shape.patient ? [...TENANTS, 'acme', 'acme'] : TENANTS);
     if (this.#random.chance(0.04)) {
+      host.forgotten.set(isolationId, (host.forgotten.get(isolationId) ?? 0) + 1);
       await this.#inTime('forget', () => driver.forget({ isolationId }), process);
       return;
     }
@@ -336,20 +386,32 @@ export class Simulation {
     const later = this.#random.chance(0.3) ? this.#random.between(1, 10) : 0;
     const sequence = driver.openSequence({ isolationId });
     const now = tokens.subarray(0, tokens.length - later);
+    const hit = sequence.match(now);
+    const mayBeVoid = this.#reasonsSince(host, hit, isolationId);
     const request = runtime.request(isolationId, tokens);
+    const patient = request instanceof PatientRequest ? request : undefined;
+    if (patient) patient.onSpoilt = (column) => this.#spoilt(host, hit, column, mayBeVoid);
+    const busyMs = () => patient?.busyMs ?? 0;
     try {
-      const hit = sequence.match(now);
       if (this.#random.chance(0.2)) await this.#sleep(this.#random.between(1, 80));
-      const { columns, quiet } = await this.#inTime('refill', () => hit.refill(request.sink), process);
+      const refilling = this.#inTime('refill', () => hit.refill(request.sink), process, busyMs);
+      const early = patient !== undefined && hit.columns > 0 && this.#random.chance(0.4);
+      if (early) {
+        await this.#sleep(this.#random.unit());
+        hit.release();
+        this.totals.earlyReleases += 1;
+      }
+      const { columns, quiet } = await refilling;
       await request.accept(columns, quiet);
       this.totals.columnsVerified += columns;
       if (columns < hit.columns) this.totals.misses += 1;
       if (this.#random.chance(0.2)) await this.#sleep(this.#random.between(1, 80));
+      if (!early) this.#checkHeld(host, hit, patient, mayBeVoid);
       hit.release();
       await request.compute();
-      const first = await this.#inTime('evict', () => sequence.evict(request.source), process);
+      const first = await this.#inTime('evict', () => sequence.evict(request.source), process, busyMs);
       sequence.append(tokens.subarray(tokens.length - later));
-      const second = await this.#inTime('evict', () => sequence.evict(request.source), process);
+      const second = await this.#inTime('evict', () => sequence.evict(request.source), process, busyMs);
       this.totals.columnsStored += first.stored + second.stored;
     } finally {
       request.end();
@@ -357,10 +419,34 @@ export class Simulation {
     }
   }
 
+  /** Says whether something has happened since now that may end a hit. */
+  #reasonsSince(host: SimDriver, hit: Hit, isolationId: string): () => boolean {
+    const events = () => host.downs + (host.forgotten.get(isolationId) ?? 0) + this.#kernel.revokedLanes(host.process);
+    // Not held from the beginning: its memory had been taken away, and the driver has yet to hear of it.
+    const before = hit.held ? events() : undefined;
+    return () => !host.process.alive || this.#clock.now() >= hit.pinDeadline || events() !== before;
+  }
+
+  /** P1, P4: what a runtime is reading in place stays what it is, also where the hit has been released meanwhile. */
+  #spoilt({ process }: SimDriver, hit: Hit, column: number, mayBeVoid: () => boolean): void {
+    if (hit.held) this.#violate(`${process.name} read a wrong column ${column} of a hit that is held`);
+    else if (!mayBeVoid()) this.#violate(`column ${column} was spoilt while ${process.name} read it`);
+    this.totals.columnsVoid += 1;
+  }
+
+  /** P4: a hit is held until something ends it, and as long as it is, its columns are what they were. */
+  #checkHeld({ process }: SimDriver, hit: Hit, request: PatientRequest | undefined, mayBeVoid: () => boolean): void {
+    // What came over streams lay in places that others have by now.
+    const spoilt = this.#shape.link === 'shm' && request?.stillRight() === false;
+    if (hit.held && spoilt) this.#violate(`a hit that ${process.name} holds has changed`);
+    if (!hit.held && !mayBeVoid()) this.#violate(`a hit of ${process.name} ended without a reason`);
+  }
+
   /** A prompt from a small tree, so that prefixes meet. */
   #prompt(): Uint32Array {
     // Most of what is asked was asked before.
-    if (this.#prompts.length > 0 && this.#random.chance(0.6)) return this.#random.pick(this.#prompts);
+    if (this.#prompts.length > 0 && this.#random.chance(this.#shape.patient ? 0.8 : 0.6))
+      return this.#random.pick(this.#prompts);
     const tokens: number[] = [];
     const columns = this.#random.between(1, 6);
     let node = 1;
@@ -380,12 +466,13 @@ export class Simulation {
   }
 
   /** P3: a call ends by its deadline, whatever happens. Time that jumped gave it no chance. */
-  async #inTime<T>(what: string, call: () => Promise<T>, process: Process): Promise<T> {
+  async #inTime<T>(what: string, call: () => Promise<T>, process: Process, busyMs = () => 0): Promise<T> {
     this.totals.calls += 1;
-    const from = this.#clock.now();
-    const jumped = this.#clock.jumpedMs;
+    // What the runtime itself takes does not count.
+    const now = () => this.#clock.now() - this.#clock.jumpedMs - busyMs();
+    const from = now();
     const answer = await call();
-    const took = this.#clock.now() - from - (this.#clock.jumpedMs - jumped);
+    const took = now() - from;
     if (process.alive && took > DEADLINE_MS + 1) {
       this.#violate(`${what} took ${took.toFixed(1)} ms, its deadline is ${DEADLINE_MS} ms`);
     }
@@ -601,6 +688,7 @@ export class Simulation {
   async #close(): Promise<void> {
     for (const { driver, wafer, runtime, carrier } of this.#drivers.splice(0)) {
       this.totals.linesVerified += runtime.stats.linesVerified;
+      this.totals.collisions += driver.collisions;
       await driver.close();
       await wafer?.close();
       if (carrier?.process.alive) await this.#until(carrier.server.stop());
