@@ -1468,8 +1468,8 @@ const driver = [
   {
     name: 'hit: what was read while memory went does not count',
     file: 'src/swdriver/hit.ts',
-    find: 'if (!this.#held || !this.#current(column) || !this.#intact()) break;',
-    replace: 'if (!this.#held || !this.#current(column)) break;',
+    find: 'return this.#held && this.#current(column) && this.#intact();',
+    replace: 'return this.#held && this.#current(column);',
     protects: 'P1: a reader in place and the end of a session can meet.',
     killers: [
       hazard('what was read in place does not count where the daemon took its memory back meanwhile'),
@@ -1479,8 +1479,8 @@ const driver = [
   {
     name: 'hit: what was read after the pin had ended does not count',
     file: 'src/swdriver/hit.ts',
-    find: 'if (!this.#held || !this.#current(column) || !this.#intact()) break;',
-    replace: 'if (!this.#current(column) || !this.#intact()) break;',
+    find: 'return this.#held && this.#current(column) && this.#intact();',
+    replace: 'return this.#current(column) && this.#intact();',
     protects: 'P1: the slot may have been another column’s meanwhile.',
     killers: [hazard('what a sink is reading stays what it is'), anyDriver],
   },

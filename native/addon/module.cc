@@ -4,6 +4,7 @@
 
 #include "addon/carrier.h"
 #include "addon/control.h"
+#include "addon/copy.h"
 #include "addon/environment.h"
 #include "addon/lane.h"
 #include "addon/shard.h"
@@ -43,6 +44,12 @@ Napi::Object Initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("answerLane", Napi::Function::New<AnswerLaneFromJs>(env, "answerLane"));
   exports.Set("mapGrant", Napi::Function::New<MapGrant>(env, "mapGrant"));
   exports.Set("mapCounters", Napi::Function::New<MapCounters>(env, "mapCounters"));
+  napi_value copy_piece = nullptr;
+  if (napi_create_function(env, "copyPiece", NAPI_AUTO_LENGTH, CopyPieceFromJs, nullptr, &copy_piece) !=
+      napi_ok) {
+    throw Napi::Error::New(env);
+  }
+  exports.Set("copyPiece", copy_piece);
   exports.Set("joinBundles", Napi::Function::New<JoinBundles>(env, "joinBundles"));
 #ifdef KVSS_STEPS
   exports.Set("reachStep", Napi::Function::New<ReachStepFromJs>(env, "reachStep"));

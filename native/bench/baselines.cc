@@ -41,6 +41,9 @@ Result<Mapping> MakeMemory(uint64_t bytes) {
 void Tune(int fd) {
   const int on = 1;
   (void)::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+  // As KVSS does: without it the loop has phases of less than half its speed.
+  const int bytes = 2 << 20;
+  (void)::setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &bytes, sizeof(bytes));
 }
 
 /// A connected pair, of the kind that two processes would have.

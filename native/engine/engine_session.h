@@ -59,6 +59,9 @@ class EngineSession {
   /// Ends the session; afterwards nothing touches its memory.
   virtual void Close(uint64_t now_ns) = 0;
 
+  /// The engine's: turns since the session had something to do.
+  uint32_t quiet_turns = 0;
+
  protected:
   bool failed() const { return fault_.has_value(); }
   void Fail(SessionFault fault) {

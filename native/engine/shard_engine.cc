@@ -19,6 +19,12 @@ constexpr uint64_t kHeartbeatNs = 1'000'000'000;
 // Turns between two looks at the counters while the engine is busy.
 constexpr uint64_t kTurnsPerPublish = 256;
 
+// Where there are more than a few sessions, one that had nothing to do for about a millisecond is looked at
+// in every 16th turn only, so that those that do nothing cost the others next to nothing.
+constexpr size_t kFewSessions = 8;
+constexpr uint32_t kQuietTurns = 4096;
+constexpr uint64_t kTurnsPerLook = 16;
+
 inline void Pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -166,8 +172,15 @@ bool ShardEngine::PumpSessions() {
   if (streams_ > 0) TakeEvents(0);
   const uint64_t now = MonotonicNanos();
   bool worked = false;
+  const bool skip_quiet = sessions_.size() > kFewSessions;
+  uint64_t turn = turns_;
   for (const auto& session : sessions_) {
-    worked |= session->Pump(now);
+    // Not all quiet ones in the same turn.
+    if (skip_quiet && session->quiet_turns > kQuietTurns && ++turn % kTurnsPerLook != 0) continue;
+    const bool active = session->Pump(now);
+    session->quiet_turns =
+        active || session->uses_streams() ? 0 : std::min(session->quiet_turns, kQuietTurns) + 1;
+    worked |= active;
     if (const auto fault = session->ReportFault()) {
       ring_faults_ += *fault != SessionFault::kLaneEnded;
       on_fault_(session->id(), *fault);
@@ -204,7 +217,11 @@ void ShardEngine::SleepUntilWork() {
     const uint64_t now = MonotonicNanos();
     TakeEvents(wake_at <= now ? 0 : static_cast<int>((wake_at - now) / 1'000'000 + 1));
   }
-  for (const auto& session : sessions_) session->AnnounceSleep(false);
+  for (const auto& session : sessions_) {
+    session->AnnounceSleep(false);
+    // Whoever has woken the engine is looked at in the next turn.
+    session->quiet_turns = 0;
+  }
 }
 
 void ShardEngine::PublishCounters() {

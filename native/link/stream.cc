@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 
 #include "base/crc32c.h"
 #include "base/step.h"
@@ -114,17 +115,38 @@ bool ChecksumHolds(const proto::StreamHeader& header, std::span<const std::byte>
 
 namespace {
 
-constexpr int kUnixBufferBytes = 1 << 20;
+constexpr int kUnixSendBytes = 1 << 20;
+constexpr int kTcpReceiveBytes = 2 << 20;
 
-/// A Unix socket does not grow its buffer by itself as TCP does, and says that it can be written only when
-/// three quarters of it are empty: with the small one that it has, sender and receiver would take turns.
-void GrowUnixBuffer(int fd) {
+/// The most that a process without privileges may ask for a receive buffer.
+int ReceiveLimit() {
+  static const int limit = [] {
+    std::ifstream file("/proc/sys/net/core/rmem_max");
+    int bytes = 0;
+    return file >> bytes ? bytes : 0;
+  }();
+  return limit;
+}
+
+void SizeBuffers(int fd) {
   int family = 0;
   socklen_t length = sizeof(family);
-  if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &length) != 0 || family != AF_UNIX) return;
-  // The first for who may exceed the limit of the system, the second up to it.
-  if (::setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &kUnixBufferBytes, sizeof(kUnixBufferBytes)) != 0) {
-    (void)::setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &kUnixBufferBytes, sizeof(kUnixBufferBytes));
+  if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &length) != 0) return;
+  const auto set = [fd](int option, int bytes) {
+    return ::setsockopt(fd, SOL_SOCKET, option, &bytes, sizeof(bytes)) == 0;
+  };
+  if (family == AF_UNIX) {
+    // A Unix socket does not grow its buffer by itself as TCP does, and says that it can be written only when
+    // three quarters of it are empty: with the small one that it has, the two sides would take turns.
+    if (!set(SO_SNDBUFFORCE, kUnixSendBytes)) (void)set(SO_SNDBUF, kUnixSendBytes);
+    return;
+  }
+  // TCP grows its receive buffer to tens of megabytes, which leave the cache and are so long on their way
+  // that the sender begins to repeat itself: less than half the throughput on loopback, for seconds. These
+  // four (the kernel doubles the number) are a window for 400 Gbit/s over 80 us. A buffer that was asked for
+  // does not grow any more: better none than a small one.
+  if (!set(SO_RCVBUFFORCE, kTcpReceiveBytes) && ReceiveLimit() >= kTcpReceiveBytes) {
+    (void)set(SO_RCVBUF, kTcpReceiveBytes);
   }
 }
 
@@ -142,7 +164,7 @@ void TuneStream(int fd) {
   (void)::setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
   (void)::setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
   (void)::setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
-  GrowUnixBuffer(fd);
+  SizeBuffers(fd);
 }
 
 void OutBuffer::Append(const void* data, size_t bytes) {

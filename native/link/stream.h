@@ -72,8 +72,8 @@ bool ValidHeader(const proto::StreamHeader& header, proto::StreamType type, uint
 /// Whether what came is what a header's checksum says; true where it says nothing.
 bool ChecksumHolds(const proto::StreamHeader& header, std::span<const std::byte> payload);
 
-/// Sets what every lane and every control connection wants: no delay for small frames, and that the kernel
-/// asks whether the other side is still there.
+/// Sets what every lane and every control connection wants: no delay for small frames, buffers that fit, and
+/// that the kernel asks whether the other side is still there.
 void TuneStream(int fd);
 
 /// Bytes that wait to be sent, in order.

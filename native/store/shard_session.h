@@ -105,6 +105,9 @@ class ShardSession {
   uint64_t command_count() const { return commands_.finished; }
 
  private:
+  /// Tests only: tips bits of the slot table over.
+  friend struct ShardSessionPeek;
+
   enum class OperationState : uint8_t {
     kFinished,
     kWaiting,          ///< for its gate

@@ -178,6 +178,11 @@ export interface NativeBinding {
   mapGrant(descriptors: DescriptorBundle, slots: number, slotBytes: number): Promise<ArrayBuffer[]>;
   /** Maps counters segments, one buffer each. Read only: writing to one ends the process. */
   mapCounters(descriptors: DescriptorBundle): ArrayBuffer[];
+  /**
+   * Copies all of the source to the beginning of the target, from 64 KiB on past the caches. Throws a RangeError where the
+   * target is shorter or they overlap.
+   */
+  copyPiece(target: Uint8Array, source: Uint8Array): void;
   /** One bundle with the descriptors of all of them, in order. */
   joinBundles(...bundles: DescriptorBundle[]): DescriptorBundle;
 }

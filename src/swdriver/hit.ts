@@ -1,4 +1,5 @@
 import type { Clock } from '../common/clock.js';
+import { copyPiece } from '../links/copy_piece.js';
 import { Opcode, Status } from '../proto/generated.js';
 import type { DriverStats } from './driver_stats.js';
 import type { Node, PrefixMap } from './prefix_map.js';
@@ -26,7 +27,6 @@ interface Claimed {
 
 const QUIET: Promise<void> = Promise.resolve();
 const nothingFrom = (from: number): Part => ({ from, end: from, usable: from, places: [], complete: false });
-const NOTHING = Promise.resolve(nothingFrom(0));
 
 function firstNotOk(outcomes: BatchOutcome): number {
   for (let item = 0; item < outcomes.length; item += 1) if (outcomes[item] !== Status.ok) return item;
@@ -148,22 +148,25 @@ export class Hit implements Disposable {
       let left = deadlineMs;
       // While the runtime reads one part of the prefix the next one is on its way.
       const transfers = new Transfers();
-      let next = this.#fetch(0, left, sink, transfers);
+      let next: Promise<Part> | undefined = this.#fetch(0, left, sink, transfers);
       try {
-        for (let more = true; more; ) {
+        while (next) {
           const asked = core.clock.now();
-          const part = await next;
-          left -= core.clock.now() - asked;
-          more = part.complete && part.end < this.columns && left > 0;
-          next = more ? this.#fetch(part.end, left, sink, transfers) : NOTHING;
-          // Awaited after the delivery; until then a sink that threw must not look like nobody cared.
-          next.catch(() => {});
-          done += await this.#deliverAll(sink, part);
-          more &&= done === part.end;
+          const part: Part = await next;
+          next = undefined;
+          if (part.complete && part.end < this.columns) {
+            left -= core.clock.now() - asked;
+            if (left > 0) next = this.#fetch(part.end, left, sink, transfers);
+            // Awaited after the delivery; until then a sink that threw must not look like nobody cared.
+            next?.catch(() => {});
+          }
+          const delivered = this.#deliverAll(sink, part, part.from);
+          done += typeof delivered === 'number' ? delivered : await delivered;
+          if (done < part.end) break;
         }
       } finally {
         // Also where the sink threw, or stopped early.
-        this.#giveBack(await next);
+        if (next) this.#giveBack(await next);
       }
       core.stats.columnsRefilled += done;
       core.stats.refillMisses += this.columns - done;
@@ -321,22 +324,46 @@ export class Hit implements Disposable {
     return { from, end, places, full };
   }
 
-  /** Hands the usable columns of a part to the sink, gives their places back, and answers how many count. */
-  async #deliverAll(sink: PieceSink, part: Part): Promise<number> {
-    let column = part.from;
+  /**
+   * Hands the usable columns of a part to the sink, beginning with `from`, gives their places back, and answers how many of
+   * the part count: at once where the sink takes no time.
+   */
+  #deliverAll(sink: PieceSink, part: Part, from: number): number | Promise<number> {
+    let column = from;
+    let waiting: Promise<number> | undefined;
     try {
       while (column < part.usable && this.#held && this.#current(column)) {
         const finished = this.#deliver(sink, column, part.places[column - part.from] as number);
-        if (!(typeof finished === 'boolean' ? finished : await finished)) break;
-        // While the sink worked the shard may have taken its memory away, or the pin may have run out: then the sink
-        // may have read anything.
-        if (!this.#held || !this.#current(column) || !this.#intact()) break;
+        if (typeof finished !== 'boolean') {
+          waiting = this.#deliverRest(sink, part, column, finished);
+          return waiting;
+        }
+        if (!finished || !this.#stillSound(column)) break;
         column += 1;
       }
       return column - part.from;
     } finally {
-      this.#giveBack(part);
+      if (!waiting) this.#giveBack(part);
     }
+  }
+
+  /** Goes on with a column that the sink takes its time for. */
+  async #deliverRest(sink: PieceSink, part: Part, column: number, finished: Promise<boolean>): Promise<number> {
+    let sound = false;
+    try {
+      sound = (await finished) && this.#stillSound(column);
+    } finally {
+      if (!sound) this.#giveBack(part);
+    }
+    return sound ? this.#deliverAll(sink, part, column + 1) : column - part.from;
+  }
+
+  /**
+   * Whether what the sink has got is what was stored: while it worked the shard may have taken its memory away, or the pin
+   * may have run out, and then it may have read anything.
+   */
+  #stillSound(column: number): boolean {
+    return this.#held && this.#current(column) && this.#intact();
   }
 
   #giveBack(part: Part): void {
@@ -370,13 +397,14 @@ export class Hit implements Disposable {
     if ('place' in sink) {
       const target = this.#askPlace(sink, column);
       if (target === undefined) return false;
-      for (const [shard, bytes] of stripe.runtimePieces(target).entries()) bytes.set(pieces[shard] as Uint8Array);
+      for (const [shard, bytes] of stripe.runtimePieces(target).entries())
+        copyPiece(bytes, pieces[shard] as Uint8Array);
       return true;
     }
     for (const [shard, piece] of pieces.entries()) {
       const target = sink.locate(ref, shard);
       checkLength(target, piece, shard);
-      target.set(piece);
+      copyPiece(target, piece);
     }
     return true;
   }

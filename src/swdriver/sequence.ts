@@ -1,4 +1,5 @@
 import { localError } from '../common/errors.js';
+import { copyPiece } from '../links/copy_piece.js';
 import { Opcode, Status } from '../proto/generated.js';
 import type { DriverCore } from './driver_core.js';
 import type { Hit } from './hit.js';
@@ -290,14 +291,14 @@ export class Sequence {
       const place = source.place(claim.ref);
       if (place === undefined) return false;
       const bytes = claim.stripe.runtimePieces(checkPlace(place, this.core.settings.places));
-      for (const [shard, piece] of pieces.entries()) piece.set(bytes[shard] as Uint8Array);
+      for (const [shard, piece] of pieces.entries()) copyPiece(piece, bytes[shard] as Uint8Array);
       return true;
     }
     for (const [shard, piece] of pieces.entries()) {
       const bytes = source.locate(claim.ref, shard);
       if (!bytes) return false;
       checkLength(bytes, piece, shard);
-      piece.set(bytes);
+      copyPiece(piece, bytes);
     }
     return true;
   }

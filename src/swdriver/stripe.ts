@@ -462,13 +462,15 @@ export class Stripe {
   #spin(batch: RunningBatch): void {
     const { spinUs } = this.settings;
     if (spinUs === 0 || !this.#inPlace) return;
-    const until = performance.now() + this.#spinUs / 1000;
-    while (this.#batches.has(batch.id)) {
-      if (performance.now() > until) {
+    let until = 0;
+    while (batch.open > 0 && this.#links.length > 0) {
+      this.#move();
+      const now = performance.now();
+      if (until === 0) until = now + this.#spinUs / 1000;
+      if (now > until) {
         this.#spinUs = Math.max(this.#spinUs / 2, Math.min(LEAST_SPIN_US, spinUs));
         return;
       }
-      this.#move();
     }
     this.#spinUs = spinUs;
   }

@@ -92,6 +92,8 @@ interface Events {
 export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   readonly #core: DriverCore;
   readonly #modelPart: string;
+  /** Namespaces of tenants without an adapter, as strings that have been put together and hashed once. */
+  readonly #namespaces = new Map<string, string>();
   readonly #tags: TenantTags;
   #closed = false;
   /** What the last of `available` and `unavailable` said; undefined while nobody can listen as yet. */
@@ -183,7 +185,10 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     if (this.#closed) throw localError('KVSS_CLOSED', 'the driver is closed');
     const { isolationId, adapter = '' } = options;
     checkIsolationId(isolationId);
-    const namespace = namespaceOf(this.#modelPart, isolationId, adapter);
+    const namespace =
+      (adapter === '' ? this.#namespaces.get(isolationId) : undefined) ??
+      namespaceOf(this.#modelPart, isolationId, adapter);
+    if (adapter === '') this.#namespaces.set(isolationId, namespace);
     return new Sequence(this.#core, namespace, this.#tags.tagOf(isolationId));
   }
 

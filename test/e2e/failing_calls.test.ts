@@ -195,3 +195,78 @@ describe('a wafer of which one call of the kernel fails', () => {
     expect(await driver.finished).toMatchObject({ code: 0, stderr: '' });
   });
 });
+
+/**
+ * Memory of a few bytes that cannot be had: Node itself ends then, and so may a process of ours. What counts is that the
+ * others lose nothing by it.
+ */
+describe.each(['shm', 'tcp'] as const)('an allocation that fails, over %s,', (link) => {
+  const NEW: Call = ['operator new', ENOMEM];
+  /** Which allocations fail: all of them, or some at the beginning and fewer and fewer later. */
+  const attempts = function* () {
+    for (let at = 1; ; at = EVERY > 0 ? at + EVERY : 4 * at) yield { call: NEW[0], at, errno: NEW[1] };
+  };
+
+  test('in a driver: it goes on or ends; another driver and the daemon lose nothing', {
+    timeout: PATIENCE_MS,
+  }, async () => {
+    using scratch = new Scratch();
+    await using daemonActor = Daemon.spawn(scratch, link);
+    const daemon = (await Daemon.ready(daemonActor)) as Daemon;
+    const whole = await daemon.metric('kvss_budget_bytes');
+    await using other = spawnDriver(scratch, link, 'connecting');
+    await other.says();
+    let failed = 0;
+    let ended = 0;
+    for (const fate of attempts()) {
+      const driver = spawnDriver(scratch, link, 'connecting', fate);
+      if (await driver.says()) {
+        driver.tell('go');
+        const report = (await driver.says()) as Report | undefined;
+        if (report) expectClean(report);
+        driver.tell('close');
+      }
+      await driver.finished;
+      if (driver.ended?.signal) ended += 1;
+      await daemon.awaitMetric('kvss_sessions', 0);
+      await daemon.awaitMetric('kvss_free_bytes', whole);
+      expectWhole(await round(other));
+      await daemon.awaitMetric('kvss_sessions', 0);
+      if (driver.events().length === 0) break;
+      failed += 1;
+    }
+    expect(failed).toBeGreaterThan(0);
+    console.log(`${expect.getState().currentTestName}: ${failed} allocations failed, ${ended} ended the driver`);
+    other.tell('close');
+    expect(await other.finished).toMatchObject({ code: 0, stderr: '' });
+  });
+
+  test('in a daemon: it serves on or ends; its driver has misses, and finds the next daemon', {
+    timeout: PATIENCE_MS,
+  }, async () => {
+    using scratch = new Scratch();
+    await using driver = spawnDriver(scratch, link, 'connecting');
+    await driver.says();
+    let failed = 0;
+    let ended = 0;
+    for (const fate of attempts()) {
+      const actor = Daemon.spawn(scratch, link, fate);
+      const daemon = await Daemon.ready(actor);
+      if (daemon) expectClean(await round(driver));
+      actor.child.kill('SIGTERM');
+      const { signal } = await actor.finished;
+      if (signal === 'SIGABRT') ended += 1;
+      if (actor.events().length === 0) break;
+      failed += 1;
+    }
+    expect(failed).toBeGreaterThan(0);
+    console.log(`${expect.getState().currentTestName}: ${failed} allocations failed, ${ended} ended the daemon`);
+    const actor = Daemon.spawn(scratch, link);
+    expect(await Daemon.ready(actor)).toBeDefined();
+    expectWhole(await round(driver));
+    driver.tell('close');
+    expect(await driver.finished).toMatchObject({ code: 0, stderr: '' });
+    actor.child.kill('SIGTERM');
+    await actor.finished;
+  });
+});

@@ -3,6 +3,7 @@
 // says in the file KVSS_FAIL_LOG that it has done so.
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <link.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -14,6 +15,7 @@
 #include <cstdarg>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
 namespace {
 
@@ -22,10 +24,27 @@ const char* Setting(const char* variable) {
   return text == nullptr ? "" : text;
 }
 
+// Where the addon lies once it is loaded: looking it up for every allocation of the process would take for
+// ever.
+std::atomic<uintptr_t> addon_begin{0};
+std::atomic<uintptr_t> addon_end{0};
+
+int NoteAddon(dl_phdr_info* info, size_t, void*) {
+  if (std::strstr(info->dlpi_name, "kvss.node") == nullptr) return 0;
+  uintptr_t end = 0;
+  for (int index = 0; index < info->dlpi_phnum; ++index) {
+    const auto& header = info->dlpi_phdr[index];
+    if (header.p_type == PT_LOAD) end = info->dlpi_addr + header.p_vaddr + header.p_memsz;
+  }
+  addon_begin.store(info->dlpi_addr);
+  addon_end.store(end);
+  return 1;
+}
+
 bool FromAddon(void* caller) {
-  Dl_info info{};
-  return ::dladdr(caller, &info) != 0 && info.dli_fname != nullptr &&
-         std::strstr(info.dli_fname, "kvss.node") != nullptr;
+  const auto address = reinterpret_cast<uintptr_t>(caller);
+  return address >= addon_begin.load(std::memory_order_relaxed) &&
+         address < addon_end.load(std::memory_order_relaxed);
 }
 
 /// Whether this call is the one that is to fail.
@@ -82,6 +101,20 @@ STAND_IN(int, accept4, (int fd, sockaddr* peer, socklen_t* length, int flags), (
 STAND_IN(ssize_t, sendmsg, (int fd, const msghdr* message, int flags), (fd, message, flags))
 STAND_IN(ssize_t, recvmsg, (int fd, msghdr* message, int flags), (fd, message, flags))
 STAND_IN(ssize_t, recv, (int fd, void* data, size_t length, int flags), (fd, data, length, flags))
+
+extern "C" __attribute__((visibility("default"))) void* dlopen(const char* file, int flags) noexcept {
+  static auto* const next = Next<void*(const char*, int)>("dlopen");
+  void* const loaded = next(file, flags);
+  if (loaded != nullptr && addon_end.load() == 0) ::dl_iterate_phdr(NoteAddon, nullptr);
+  return loaded;
+}
+
+// operator new, by the name that it has for the linker.
+extern "C" __attribute__((visibility("default"))) void* _Znwm(size_t bytes) {
+  static auto* const next = Next<void*(size_t)>("_Znwm");
+  if (Fails("operator new", __builtin_return_address(0))) throw std::bad_alloc();
+  return next(bytes);
+}
 
 extern "C" __attribute__((visibility("default"))) int epoll_ctl(int epoll, int operation, int fd,
                                                                 epoll_event* event) noexcept {
