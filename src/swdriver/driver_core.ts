@@ -204,8 +204,9 @@ export class DriverCore implements HitHost {
   }
 
   #sweepLater(): void {
+    if (this.#cancelSweep) return;
     const [first] = this.#hits;
-    if (!first || this.#cancelSweep) return;
+    if (!first) return;
     this.#cancelSweep = this.clock.schedule(Math.max(0, first.pinDeadline - this.clock.now()), () => {
       this.#cancelSweep = undefined;
       const now = this.clock.now();
