@@ -10,6 +10,16 @@ export type { DriverStats } from './swdriver/driver_stats.js';
 export { type EvictionPolicy, type LeafFacts, lru } from './swdriver/eviction_policy.js';
 export type { Hit, RefillResult } from './swdriver/hit.js';
 export type { Model, ModelIdentity } from './swdriver/model.js';
+export {
+  type DescribeOptions,
+  describeModel,
+  type LayerAllocation,
+  type LayerGroup,
+  type ModelDescription,
+  type ShardPart,
+  type SplitOptions,
+  splitGroup,
+} from './swdriver/model_config.js';
 export type { ColumnMemory, ColumnRef, PieceSink, PieceSource } from './swdriver/runtime.js';
 export type { EvictResult, Sequence } from './swdriver/sequence.js';
 export { SwDriver, type SwDriverOptions } from './swdriver/sw_driver.js';

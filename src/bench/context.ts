@@ -1,4 +1,7 @@
+import { localError } from '../common/errors.js';
+import type { LinkName } from '../kvss/child_daemon.js';
 import { connectorFor } from '../links/connect.js';
+import { parseStreamAddress } from '../links/stream_address.js';
 import type { RoundPlan } from './rounds.js';
 import type { BenchRow } from './row.js';
 
@@ -31,6 +34,24 @@ export function planFor({ scale }: BenchContext, rounds = 5): RoundPlan {
 /** The size for a full run, or that for a tiny one. */
 export function sized<Size>({ scale }: BenchContext, full: Size, tiny: Size): Size {
   return scale === 'tiny' ? tiny : full;
+}
+
+/** How the address of a live daemon is reached. */
+export function linkOf(address: string): LinkName {
+  const stream = parseStreamAddress(address);
+  if (!stream) return 'shm';
+  return stream.port === null ? 'unix' : 'tcp';
+}
+
+/** Throws KVSS_BAD_INPUT where a live daemon is not reached over the link that is to be measured. */
+export function checkLink({ daemon }: BenchContext, link: LinkName): void {
+  if (daemon === undefined || linkOf(daemon) === link) return;
+  throw localError(
+    'KVSS_BAD_INPUT',
+    link === 'shm'
+      ? `${daemon}: this bench needs a daemon in the same host; give the path of its socket`
+      : `${daemon}: this bench needs a daemon that is reached over ${link}`,
+  );
 }
 
 /** Number of shards of a live daemon. */

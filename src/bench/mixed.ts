@@ -10,7 +10,7 @@ const REFILLS = 1024;
 export const mixedBench: Bench = {
   name: 'mixed',
   summary: 'latency of evicts while the refill queue is never empty, beside evicts alone',
-  live: false,
+  live: true,
   async *run(context) {
     await using traffic = await RingTraffic.open(context, {
       sessions: 1,

@@ -6,7 +6,7 @@ import { connectShm } from '../links/shm_connection.js';
 import type { ShmLink } from '../links/shm_link.js';
 import { Opcode, Status } from '../proto/generated.js';
 import { slotBytesOf } from '../proto/slots.js';
-import type { BenchContext } from './context.js';
+import { type BenchContext, checkLink } from './context.js';
 
 const DEADLINE_MS = 60_000;
 const TIMEOUT_US = 60_000_000;
@@ -30,6 +30,7 @@ export class RingTraffic implements AsyncDisposable {
 
   static async open(context: BenchContext, options: RingOptions): Promise<RingTraffic> {
     const { sessions, pieceBytes, slots, ringEntries, hioMode } = options;
+    checkLink(context, 'shm');
     const budget = sessions * (slots * slotBytesOf(pieceBytes) + 2 ** 21);
     const own = context.daemon === undefined ? await startChildDaemon([budget], { hioMode }) : undefined;
     const connections: DaemonConnection[] = [];

@@ -1,11 +1,10 @@
 import type { HioMode } from '../binding/native.js';
 import { localError } from '../common/errors.js';
 import { type ChildDaemon, type LinkName, startChildDaemon } from '../kvss/child_daemon.js';
-import { parseStreamAddress } from '../links/stream_address.js';
 import { slotBytesOf } from '../proto/slots.js';
 import type { PieceSink, PieceSource } from '../swdriver/runtime.js';
 import { SwDriver, type SwDriverOptions } from '../swdriver/sw_driver.js';
-import { type BenchContext, shardsOf } from './context.js';
+import { type BenchContext, checkLink, shardsOf } from './context.js';
 import { nativeBench } from './native.js';
 import type { Round } from './rounds.js';
 import { Checksum } from './row.js';
@@ -28,13 +27,6 @@ export interface TrafficOptions {
   /** Same host only: pieces are written and read where they lie, which here means that nobody touches a byte of them. */
   inPlace?: boolean;
   driver?: Partial<SwDriverOptions>;
-}
-
-/** How the address of a live daemon is reached. */
-export function linkOf(address: string): LinkName {
-  const stream = parseStreamAddress(address);
-  if (!stream) return 'shm';
-  return stream.port === null ? 'unix' : 'tcp';
 }
 
 /**
@@ -63,6 +55,7 @@ export class Traffic implements AsyncDisposable {
 
   static async open(context: BenchContext, options: TrafficOptions): Promise<Traffic> {
     const { link, pieceBytes, capacityColumns } = options;
+    checkLink(context, link);
     const shards = context.daemon === undefined ? 1 : await shardsOf(context.daemon, context.token);
     const budget = capacityColumns * slotBytesOf(pieceBytes) + 2 ** 21;
     const hioMode = options.hioMode ?? 'adaptive';

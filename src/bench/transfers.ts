@@ -1,9 +1,9 @@
 import type { LinkName } from '../kvss/child_daemon.js';
-import { type Bench, type BenchContext, planFor, sized } from './context.js';
+import { type Bench, type BenchContext, linkOf, planFor, sized } from './context.js';
 import { nativeBench } from './native.js';
 import { sideBySide } from './rounds.js';
 import type { BenchRow, TargetId } from './row.js';
-import { linkOf, Traffic } from './traffic.js';
+import { Traffic } from './traffic.js';
 
 export const PIECE_SIZES: readonly number[] = [2 ** 16, 2 ** 18, 2 ** 20, 2 ** 21];
 /** Targets are about pieces of this size and above. */

@@ -71,6 +71,17 @@ describe('a live daemon', () => {
     expect(await daemon.metric('kvss_evicts_total')).toBeGreaterThan(0);
   });
 
+  test.each(['mixed', 'latency'])('has its rings measured: %s', async (name) => {
+    using scratch = new Scratch();
+    await using daemon = await TestDaemon.start(scratch.file('s'), { shards: 1, budget: '32MiB' });
+    const rows = await rowsOf(name, '--connect', daemon.socket);
+    expect(rows.length).toBeGreaterThan(0);
+    expectSound(rows);
+    const { code, stderr } = await kvss('bench', name, '--tiny', '--connect', 'tcp://127.0.0.1:9');
+    expect(code).toBe(1);
+    expect(stderr).toContain('tcp://127.0.0.1:9: this bench needs a daemon in the same host');
+  });
+
   test('that has no room is told so', async () => {
     using scratch = new Scratch();
     await using daemon = await TestDaemon.start(scratch.file('s'), { budget: '4KiB' });

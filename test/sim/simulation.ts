@@ -581,7 +581,8 @@ export class Simulation {
 
   #startDead(): boolean {
     const daemon = this.#random.pick(this.#daemons);
-    if (daemon.process.alive || daemon.starting) return false;
+    // One at a time: what a process asks for later in its start would be put down to the one that began last.
+    if (daemon.process.alive || this.#daemons.some(({ starting }) => starting)) return false;
     this.#start(daemon).catch((thrown) => this.#violate(`a daemon did not start: ${(thrown as Error).stack}`));
     return true;
   }
