@@ -24,6 +24,7 @@ describe('the native addon', () => {
         'StreamListener',
         'answerLane',
         'connectLane',
+        'copyPiece',
         'joinBundles',
         'mapCounters',
         'mapGrant',
