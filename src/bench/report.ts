@@ -105,7 +105,7 @@ export function drawTransfers({ rows }: SuiteOutput): string {
       const mine = rows.filter((row) => row.bench === direction && row.link === link);
       const rates = mine.map(({ gbps }) => gbps ?? 0);
       const bare = mine.map(({ baselineGbps }) => baselineGbps ?? 0);
-      const groups = mine.map(({ pieceBytes }) => formatBytes(pieceBytes ?? 0).replace('.0', ''));
+      const groups = mine.map(({ pieceBytes }) => formatBytes(pieceBytes ?? 0).replace(/\.0+ /, ' '));
       charts.push(
         barChart(
           { x: 8 + column * 476, y: 72 + line * 300, width: 468, height: 290 },

@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { fillIn, parseSuiteOutput, reportParts } from '../../src/bench/report.js';
+import { drawTransfers, fillIn, parseSuiteOutput, reportParts } from '../../src/bench/report.js';
 import { sideBySide } from '../../src/bench/rounds.js';
 import { latencies, median } from '../../src/bench/row.js';
 import { TARGETS, type Target, verdictOf } from '../../src/bench/targets.js';
@@ -33,6 +33,13 @@ test('a document keeps what is not generated, and one without a place for a part
 test('what the suite did not print is refused', () => {
   expect(() => parseSuiteOutput('{"bench":"evict"}')).toThrow('there is no line about the machine');
   expect(() => parseSuiteOutput('hello')).toThrow();
+});
+
+test('the picture names sizes as they are', () => {
+  const row = { bench: 'evict', what: 'one copy', link: 'shm' as const, gbps: 3, baseline: 'memcpy', baselineGbps: 2 };
+  const sizes = [2 ** 16, 2 ** 20, 2 ** 21];
+  const svg = drawTransfers({ machine: {}, rows: sizes.map((pieceBytes) => ({ ...row, pieceBytes })) });
+  for (const size of ['64 KiB', '1 MiB', '2 MiB']) expect(svg).toContain(`>${size}<`);
 });
 
 test('a verdict is about the right side of its bar', () => {
