@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/step.h"
 
@@ -151,9 +152,12 @@ ControlSocket::Event ControlSocket::Receive(ControlPacket* packet) {
   message.msg_control = control;
   message.msg_controllen = sizeof(control);
   ssize_t received;
+  // A peer that closes with words of ours unread resets the connection, and the kernel tells that once,
+  // before what the peer had said: a refusal, perhaps.
+  bool reset = false;
   do {
     received = ::recvmsg(fd(), &message, MSG_CMSG_CLOEXEC);
-  } while (received < 0 && errno == EINTR);
+  } while (received < 0 && (errno == EINTR || (errno == ECONNRESET && !std::exchange(reset, true))));
   if (received < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return Event::kNothing;
   // Taken over first, so that they are closed whatever else is wrong with the packet.
   if (received >= 0) {

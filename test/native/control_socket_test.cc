@@ -185,6 +185,17 @@ TEST("the end of the peer is the end of the connection") {
   CHECK(!SendText(pair.server, "hello?"));
 }
 
+TEST("what a peer says last is heard, also where it goes with words of ours unread") {
+  Pair pair;
+  CHECK(SendText(pair.client, "hello"));
+  CHECK(SendText(pair.server, "not you"));
+  { const ControlSocket gone = std::move(pair.server); }
+  ControlPacket packet;
+  CHECK(pair.client.Receive(&packet) == ControlSocket::Event::kPacket);
+  CHECK_EQ(TextOf(packet), "not you");
+  CHECK(pair.client.Receive(&packet) == ControlSocket::Event::kEnd);
+}
+
 TEST("sending to a peer that does not read says so instead of waiting") {
   Pair pair;
   const std::vector<uint8_t> frame(proto::kMaxFrameBytes, 'x');
