@@ -1,6 +1,7 @@
-import { formatBytes, formatCount } from '../common/units.js';
+import { formatBytes } from '../common/units.js';
 import { barChart, niceMax, svgPicture } from './plot.js';
 import type { BenchRow } from './row.js';
+import { baselineCell, MEASURED_COLUMNS, type RowColumn } from './row_columns.js';
 import { TARGETS, verdictOf } from './targets.js';
 
 /** What `kvss bench all --json` printed. */
@@ -62,16 +63,10 @@ function targetTable(rows: readonly BenchRow[]): string {
   return markdownTable(['id', 'what', 'bar', 'moonshot', 'measured', ''], lines);
 }
 
-const COLUMNS: readonly (readonly [string, (row: BenchRow) => string | undefined])[] = [
+const COLUMNS: readonly RowColumn[] = [
   ['what', ({ what }) => what],
-  ['link', ({ link }) => link],
-  ['piece', ({ pieceBytes }) => (pieceBytes ? formatBytes(pieceBytes) : undefined)],
-  ['GB/s', ({ gbps }) => (gbps ? gbps.toFixed(2) : undefined)],
-  ['ops/s', ({ opsPerSec }) => (opsPerSec ? formatCount(Math.round(opsPerSec)) : undefined)],
-  ['p50 us', ({ p50us }) => p50us?.toFixed(2)],
-  ['p99 us', ({ p99us }) => p99us?.toFixed(2)],
-  ['beside', ({ baseline }) => baseline],
-  ['its GB/s', ({ baselineGbps }) => (baselineGbps ? baselineGbps.toFixed(2) : undefined)],
+  ...MEASURED_COLUMNS,
+  ['its GB/s', baselineCell],
   ['ratio', ({ ratio }) => ratio?.toFixed(2)],
   ['of rounds', ({ ratioRange }) => ratioRange?.map((ratio) => ratio.toFixed(2)).join(' to ')],
   ['note', ({ note }) => note],

@@ -82,10 +82,3 @@ export function totals(rounds: readonly Round[]) {
     rounds: rounds.length,
   };
 }
-
-/** Seconds that `work` takes. */
-export async function timed(work: () => Promise<unknown>): Promise<number> {
-  const from = performance.now();
-  await work();
-  return (performance.now() - from) / 1000;
-}

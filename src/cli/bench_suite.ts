@@ -1,8 +1,8 @@
 import { Command } from 'commander';
 import type { Bench, BenchContext } from '../bench/context.js';
 import type { BenchRow } from '../bench/row.js';
+import { baselineCell, MEASURED_COLUMNS, type RowColumn } from '../bench/row_columns.js';
 import { machineFacts, SUITE } from '../bench/suite.js';
-import { formatBytes, formatCount } from '../common/units.js';
 import { Progress } from './progress.js';
 import { alignRows } from './table.js';
 
@@ -61,16 +61,10 @@ async function run(benches: readonly Bench[], flags: SuiteFlags): Promise<void> 
   }
 }
 
-const COLUMNS: readonly (readonly [string, (row: BenchRow) => string | undefined])[] = [
+const COLUMNS: readonly RowColumn[] = [
   ['', ({ what }) => what],
-  ['link', ({ link }) => link],
-  ['piece', ({ pieceBytes }) => (pieceBytes ? formatBytes(pieceBytes) : undefined)],
-  ['GB/s', ({ gbps }) => (gbps ? gbps.toFixed(2) : undefined)],
-  ['ops/s', ({ opsPerSec }) => (opsPerSec ? formatCount(Math.round(opsPerSec)) : undefined)],
-  ['p50 us', ({ p50us }) => p50us?.toFixed(2)],
-  ['p99 us', ({ p99us }) => p99us?.toFixed(2)],
-  ['beside', ({ baseline }) => baseline],
-  ['GB/s', ({ baselineGbps }) => (baselineGbps ? baselineGbps.toFixed(2) : undefined)],
+  ...MEASURED_COLUMNS,
+  ['GB/s', baselineCell],
   ['ratio', ({ ratio }) => ratio?.toFixed(3)],
   ['of rounds', ({ ratioRange }) => ratioRange?.map((ratio) => ratio.toFixed(2)).join('..')],
   ['target', ({ target }) => target],

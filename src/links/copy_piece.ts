@@ -1,7 +1,7 @@
 import { native } from '../binding/native.js';
 
-/** Below this the call costs more than what it saves. */
-const NATIVE_FROM_BYTES = 32_768;
+/** Below this the native copy is an ordinary one, and the call for nothing. */
+const NATIVE_FROM_BYTES = 65_536;
 
 /**
  * Copies the bytes of a piece between the memory of a runtime and a slot, past the caches where it is large: about 1.8 times

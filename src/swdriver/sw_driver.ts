@@ -185,11 +185,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     if (this.#closed) throw localError('KVSS_CLOSED', 'the driver is closed');
     const { isolationId, adapter = '' } = options;
     checkIsolationId(isolationId);
-    const namespace =
-      (adapter === '' ? this.#namespaces.get(isolationId) : undefined) ??
-      namespaceOf(this.#modelPart, isolationId, adapter);
-    if (adapter === '') this.#namespaces.set(isolationId, namespace);
-    return new Sequence(this.#core, namespace, this.#tags.tagOf(isolationId));
+    return new Sequence(this.#core, this.#namespaceOf(isolationId, adapter), this.#tags.tagOf(isolationId));
   }
 
   /**
@@ -257,6 +253,16 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  #namespaceOf(isolationId: string, adapter: string): string {
+    if (adapter !== '') return namespaceOf(this.#modelPart, isolationId, adapter);
+    let namespace = this.#namespaces.get(isolationId);
+    if (namespace === undefined) {
+      namespace = namespaceOf(this.#modelPart, isolationId, adapter);
+      this.#namespaces.set(isolationId, namespace);
+    }
+    return namespace;
   }
 
   #tellUsable(): void {

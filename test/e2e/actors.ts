@@ -21,6 +21,11 @@ const LONGEST_CALL_MS = DEADLINE_MS + 4_000;
 /** Longer than two deadlines: a stream that is silent for that long is given up. */
 const STANDSTILL_MS = 700;
 
+/** Every so many steps or calls are tried; 0: only a few of them. */
+export const EVERY = Number(process.env.KVSS_EVERY_STEP ?? 0);
+/** Longest that a test which tries them may take. */
+export const PATIENCE_MS = EVERY > 0 ? 3_600_000 : 120_000;
+
 /** Before all tests of a file. */
 export function copyPackage(): void {
   cpSync(join(root, 'build-tests/steps'), STEPS, { recursive: true });

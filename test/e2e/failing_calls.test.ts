@@ -7,8 +7,10 @@ import {
   census,
   copyPackage,
   Daemon,
+  EVERY,
   expectSound,
   expectWhole,
+  PATIENCE_MS,
   type Report,
   removePackage,
   spawnDriver,
@@ -22,8 +24,6 @@ import { Scratch } from './support.js';
  * that one fails, so everything has to be whole again in the next round. `npm test` takes one call of each function,
  * `npm run test:steps` all of them.
  */
-const EVERY = Number(process.env.KVSS_EVERY_STEP ?? 0);
-const PATIENCE_MS = EVERY > 0 ? 3_600_000 : 120_000;
 
 const { ENOMEM, ENOSPC, EMFILE, ENOBUFS, ECONNRESET, EAGAIN } = constants.errno;
 const MEMORY = [

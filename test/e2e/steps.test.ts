@@ -6,9 +6,11 @@ import {
   census,
   copyPackage,
   Daemon,
+  EVERY,
   expectSound,
   expectWhole,
   expectZeros,
+  PATIENCE_MS,
   type Report,
   removePackage,
   SIGKILL,
@@ -26,8 +28,7 @@ import { Scratch, until } from './support.js';
  * native/base/step.h. `npm test` takes a few steps of each, `npm run test:steps` all of them, and with KVSS_EVERY_STEP=5
  * every fifth.
  */
-const EVERY = Number(process.env.KVSS_EVERY_STEP ?? 0);
-const PATIENCE_MS = EVERY > 0 ? 3_600_000 : 120_000;
+
 /** More steps than any of them takes. */
 const NEVER = 1_000_000_000;
 
