@@ -6,13 +6,14 @@ export type { CarriedLink, Carrier } from './links/carrier.js';
 export { CarrierClient, type CarrierOptions } from './links/carrier_client.js';
 export { connectorFor } from './links/connect.js';
 export type { Connector, DaemonConnection, ShardLink } from './links/link.js';
-export type { DriverStats } from './swdriver/driver_stats.js';
+export type { DriverStats, GroupStats } from './swdriver/driver_stats.js';
 export { type EvictionPolicy, type LeafFacts, lru } from './swdriver/eviction_policy.js';
 export type { Hit, RefillResult } from './swdriver/hit.js';
-export type { Model, ModelIdentity } from './swdriver/model.js';
+export type { Model, ModelGroup, ModelIdentity } from './swdriver/model.js';
 export {
   type DescribeOptions,
   describeModel,
+  groupsFrom,
   type LayerAllocation,
   type LayerGroup,
   type ModelDescription,
@@ -22,6 +23,6 @@ export {
 } from './swdriver/model_config.js';
 export type { ColumnMemory, ColumnRef, PieceSink, PieceSource } from './swdriver/runtime.js';
 export type { EvictResult, Sequence } from './swdriver/sequence.js';
-export { SwDriver, type SwDriverOptions } from './swdriver/sw_driver.js';
+export { type GroupInfo, SwDriver, type SwDriverOptions } from './swdriver/sw_driver.js';
 export { overTopology } from './wafer/shaped_link.js';
 export { Topology, type TopologyInput } from './wafer/topology.js';

@@ -2,6 +2,7 @@ import { InvalidArgumentError } from 'commander';
 import { messageOf } from '../common/errors.js';
 import { parseBytes } from '../common/units.js';
 import { parseStreamAddress } from '../links/stream_address.js';
+import type { ModelGroup } from '../swdriver/model.js';
 
 /** Parsers of option values; they throw what commander turns into one clear line. */
 export function integerOption(min: number, max = Number.MAX_SAFE_INTEGER): (text: string) => number {
@@ -30,6 +31,16 @@ export function bytesListOption(text: string): number[] {
 /** A list of positive integers such as `16,24,32`. */
 export function integerListOption(text: string): number[] {
   return text.split(',').map(integerOption(1));
+}
+
+const GROUP = /^([a-z][a-z0-9_-]{0,31})(?:@([1-9][0-9]*))?=([0-9]+(?:,[0-9]+)*)$/;
+
+/** A group of layers such as `full=24,32` or, with a window of 128 tokens, `sliding@128=8,8`; may be given again. */
+export function groupOption(text: string, before: readonly ModelGroup[] = []): ModelGroup[] {
+  const [, name = '', window, bytes = ''] = GROUP.exec(text) ?? [];
+  if (name === '') throw new InvalidArgumentError(`'${text}' is no group: NAME=BYTES,... or NAME@WINDOW=BYTES,...`);
+  const windowTokens = window === undefined ? {} : { windowTokens: Number(window) };
+  return [...before, { name, bytesPerToken: bytes.split(',').map(Number), ...windowTokens }];
 }
 
 /** A positive number such as `0.5`. */

@@ -1,6 +1,7 @@
+import { readFileSync } from 'node:fs';
 import { Command, Option } from 'commander';
 import { systemClock } from '../common/clock.js';
-import { localError } from '../common/errors.js';
+import { localError, messageOf } from '../common/errors.js';
 import { formatBytes, formatCount } from '../common/units.js';
 import { type ChildDaemon, type LinkName, startChildDaemon } from '../kvss/child_daemon.js';
 import { readConfigFile } from '../kvss/config.js';
@@ -9,6 +10,8 @@ import type { StreamOptions } from '../links/stream_connection.js';
 import { slotBytesOf } from '../proto/slots.js';
 import { ReplayMeter, replayTraces } from '../replay/replay.js';
 import { readTrace, type Trace, workingSetColumns } from '../replay/trace.js';
+import type { ModelGroup } from '../swdriver/model.js';
+import { describeModel, groupsFrom } from '../swdriver/model_config.js';
 import { SwDriver, type SwDriverOptions } from '../swdriver/sw_driver.js';
 import { startChildWafer } from '../wafer/child_wafer.js';
 import { RemoteWafer } from '../wafer/remote_wafer.js';
@@ -16,7 +19,7 @@ import { overTopology } from '../wafer/shaped_link.js';
 import { StampingRuntime } from '../wafer/stamping_runtime.js';
 import { Topology, type TopologyInput } from '../wafer/topology.js';
 import { WaferRuntime } from '../wafer/wafer_runtime.js';
-import { addressesOption, integerListOption, integerOption, positiveOption } from './options.js';
+import { addressesOption, groupOption, integerListOption, integerOption, positiveOption } from './options.js';
 import { Progress } from './progress.js';
 import { reportTable } from './table.js';
 
@@ -26,6 +29,9 @@ interface ReplayFlags {
   striping: 'across' | 'within';
   capacityColumns?: number;
   bytesPerToken?: number[];
+  group?: ModelGroup[];
+  config?: string;
+  draftConfig?: string;
   link: LinkName;
   daemons?: number;
   wioStreams: number;
@@ -83,6 +89,21 @@ export function replayCommand(): Command {
       integerListOption,
     )
     .addOption(
+      new Option(
+        '--group <group>',
+        'a group of layers with its bytes of one token on each shard: full=24,32,40,32 or, with a window, sliding@128=8,8,8,8; repeat it',
+      )
+        .argParser(groupOption)
+        .conflicts(['bytesPerToken', 'config']),
+    )
+    .addOption(
+      new Option(
+        '--config <file>',
+        'config.json of a model: its groups, spread over the shards, and scaled down where they would not fit',
+      ).conflicts('bytesPerToken'),
+    )
+    .option('--draft-config <file>', 'config.json of its draft model')
+    .addOption(
       new Option('--link <link>', 'how to reach the daemons that it starts')
         .choices(['shm', 'tcp', 'unix'])
         .default('shm'),
@@ -129,8 +150,16 @@ interface Layout {
   shards: readonly number[];
   /** Columns to keep, in each stripe. */
   capacityColumns: number;
-  /** Of the shards of one stripe. */
-  bytesPerToken: number[];
+  /** With the bytes of the shards of one stripe. */
+  groups: readonly ModelGroup[];
+}
+
+/** Bytes of the slots of a column on each shard of a stripe, of all groups. */
+function slotBytesOfShards(groups: readonly ModelGroup[]): number[] {
+  const shards = groups[0]?.bytesPerToken.length ?? 0;
+  return Array.from({ length: shards }, (_, shard) =>
+    groups.reduce((sum, group) => sum + slotBytesOf((group.bytesPerToken[shard] as number) * COLUMN_TOKENS), 0),
+  );
 }
 
 async function replay(paths: string[], flags: ReplayFlags): Promise<void> {
@@ -141,9 +170,9 @@ async function replay(paths: string[], flags: ReplayFlags): Promise<void> {
   }
   const count = flags.daemons ?? (flags.link === 'shm' ? 1 : 2);
   const layout = layoutOf(traces, Array(count).fill(SHARES.length), flags);
-  // One page more than the slots take: grants are whole pages.
-  const budgets = layout.bytesPerToken.map(
-    (bytes) => layout.capacityColumns * slotBytesOf(bytes * COLUMN_TOKENS) + 2 ** 21,
+  // A page more than the slots of each grant take: grants are whole pages.
+  const budgets = slotBytesOfShards(layout.groups).map(
+    (bytes) => layout.capacityColumns * bytes + layout.groups.length * 2 ** 21,
   );
   const daemons: ChildDaemon[] = [];
   try {
@@ -168,20 +197,18 @@ function layoutOf(traces: readonly Trace[], shards: readonly number[], flags: Re
   }
   const width = within ? (shards[0] as number) : shards.reduce((sum, count) => sum + count, 0);
   const columns = flags.capacityColumns ?? Math.max(1, workingSetColumns(traces, COLUMN_TOKENS));
-  const bytesPerToken = flags.bytesPerToken ?? chooseBytesPerToken(columns, width);
-  if (bytesPerToken.length !== width) {
+  const groups = chooseGroups(flags, columns, width);
+  for (const { name, bytesPerToken } of groups) {
+    if (bytesPerToken.length === width) continue;
+    const flag = flags.group ? `--group ${name}` : '--bytes-per-token';
     const where = within ? ' of each daemon' : '';
-    throw localError(
-      'KVSS_BAD_INPUT',
-      `--bytes-per-token: ${bytesPerToken.length} numbers for ${width} shards${where}`,
-    );
+    throw localError('KVSS_BAD_INPUT', `${flag}: ${bytesPerToken.length} numbers for ${width} shards${where}`);
   }
-  return { shards, capacityColumns: within ? Math.ceil(columns / shards.length) : columns, bytesPerToken };
+  return { shards, capacityColumns: within ? Math.ceil(columns / shards.length) : columns, groups };
 }
 
 async function run(traces: Trace[], daemons: string[], layout: Layout, flags: ReplayFlags): Promise<void> {
-  const { bytesPerToken } = layout;
-  const columnBytes = bytesPerToken.reduce((sum, bytes) => sum + bytes * COLUMN_TOKENS, 0);
+  const { groups } = layout;
   await using wafer = await openWafer(traces, layout, flags);
   await using driver = await SwDriver.connect({
     daemons,
@@ -193,7 +220,7 @@ async function run(traces: Trace[], daemons: string[], layout: Layout, flags: Re
       revision: '1',
       dtype: 'stamp',
       layout: 'line64',
-      bytesPerToken,
+      groups,
       columnTokens: COLUMN_TOKENS,
     },
     striping: flags.striping,
@@ -204,11 +231,13 @@ async function run(traces: Trace[], daemons: string[], layout: Layout, flags: Re
   const which = (stripe: number) => (flags.striping === 'within' ? daemons[stripe] : 'daemons');
   driver.on('down', (stripe, reason) => console.error(`kvss: ${which(stripe)} lost: ${reason}`));
   driver.on('up', (stripe) => console.error(`kvss: ${which(stripe)} back`));
+  const columnBytes = driver.pieceBytes.reduce((sum, bytes) => sum + bytes, 0);
   if (!flags.json) {
     const each = flags.striping === 'within' && daemons.length > 1 ? `, on each of ${daemons.length} daemons` : '';
     console.log(
-      `${formatCount(driver.capacityColumns)} columns of ${formatBytes(columnBytes)} over ${bytesPerToken.length} shards${each}`,
+      `${formatCount(driver.capacityColumns)} columns of ${formatBytes(columnBytes)} over ${driver.pieceBytes.length} shards${each}`,
     );
+    if (groups.length > 1) console.log(`groups: ${groups.map(describeGroup).join(', ')}`);
     if (wafer) console.log(`a wafer with memory for ${formatCount(wafer.remote.places)} columns carries the payload`);
   }
   const total = traces.reduce((sum, trace) => sum + trace.requests.length, 0);
@@ -237,7 +266,11 @@ async function openWafer(traces: readonly Trace[], layout: Layout, flags: Replay
   if (flags.link === 'shm' && flags.connect === undefined) {
     throw localError('KVSS_BAD_INPUT', '--wafer: a wafer reaches shards over streams; add --link tcp or --link unix');
   }
-  const { bytesPerToken } = layout;
+  const [group, ...more] = layout.groups;
+  if (!group || more.length > 0) {
+    throw localError('KVSS_BAD_INPUT', '--wafer: a wafer has pieces of one group, the model has several');
+  }
+  const bytesPerToken = [...group.bytesPerToken];
   const longest = Math.max(1, ...traces.flatMap(({ requests }) => requests.map(({ inputTokens }) => inputTokens)));
   const child =
     flags.wafer === true
@@ -290,13 +323,48 @@ function chooseBytesPerToken(capacityColumns: number, shards: number): number[] 
   return shares.map((share) => share * unit);
 }
 
+/** Groups of the model that is replayed, with bytes for so many shards. */
+function chooseGroups(flags: ReplayFlags, columns: number, shards: number): readonly ModelGroup[] {
+  if (flags.group) return flags.group;
+  if (flags.config === undefined) {
+    if (flags.draftConfig !== undefined) {
+      throw localError('KVSS_BAD_INPUT', '--draft-config: a draft needs the model that it drafts for: --config');
+    }
+    const bytesPerToken = flags.bytesPerToken ?? chooseBytesPerToken(columns, shards);
+    return [{ name: 'full', bytesPerToken }];
+  }
+  const description = describeModel(readJson(flags.config), {
+    dtype: 'bf16',
+    ...(flags.draftConfig === undefined ? {} : { draft: readJson(flags.draftConfig) }),
+  });
+  const shares = Array.from({ length: shards }, (_, index) => SHARES[index % SHARES.length] as number);
+  const groups = groupsFrom(description, { shares });
+  const scale = Math.min(1, COMFORTABLE_BYTES / (description.bytesPerToken * COLUMN_TOKENS * columns));
+  // Hit rates do not depend on it; a shard that holds a layer goes on holding something.
+  const scaled = (bytes: number) => (bytes === 0 ? 0 : Math.max(1, Math.round(bytes * scale)));
+  return groups.map((group) => ({ ...group, bytesPerToken: group.bytesPerToken.map(scaled) }));
+}
+
+function describeGroup({ name, windowTokens, bytesPerToken }: ModelGroup): string {
+  const window = windowTokens === undefined ? '' : ` with a window of ${windowTokens} tokens`;
+  return `${name} of ${bytesPerToken.join(' + ')} bytes a token${window}`;
+}
+
+function readJson(path: string): unknown {
+  try {
+    return JSON.parse(readFileSync(path, 'utf8'));
+  } catch (cause) {
+    throw localError('KVSS_BAD_INPUT', `cannot read ${path}: ${messageOf(cause)}`, cause);
+  }
+}
+
 function streamOptions({ wioStreams, checksums = false, token }: ReplayFlags): StreamOptions {
   return { wioStreams, checksums, placeBytes: PLACE_BYTES, ...(token === undefined ? {} : { token }) };
 }
 
 /** Prefaulting large grants takes the kernel a while: time for them on top of what an answer may take. */
-function connectDeadlineMs({ bytesPerToken, capacityColumns }: Layout): number {
-  const bytes = bytesPerToken.reduce((sum, each) => sum + slotBytesOf(each * COLUMN_TOKENS), 0) * capacityColumns;
+function connectDeadlineMs({ groups, capacityColumns }: Layout): number {
+  const bytes = slotBytesOfShards(groups).reduce((sum, each) => sum + each, 0) * capacityColumns;
   return ANSWER_DEADLINE_MS + Math.ceil(bytes / PREFAULT_BYTES_PER_MS);
 }
 

@@ -31,6 +31,9 @@ export function reportTable(report: ReplayReport): string {
     ['columns refilled', formatCount(report.columnsRefilled)],
     ['columns deleted', formatCount(report.columnsDeleted)],
     ['columns dropped', formatCount(report.columnsDropped)],
+    ...(report.groups.length > 1
+      ? report.groups.map((group) => [`refilled of ${group.name}`, formatBytes(group.bytesRefilled)])
+      : []),
     ['bytes verified', formatBytes(report.bytesVerified)],
     ['mismatches', formatCount(report.mismatches)],
     ['evict', `${report.evictGBps.toFixed(2)} GB/s`],

@@ -1,3 +1,4 @@
+import type { GroupStats } from '../swdriver/driver_stats.js';
 import type { SwDriver } from '../swdriver/sw_driver.js';
 import type { EmulatedRuntime } from '../wafer/emulated_runtime.js';
 import { type Trace, type TraceRequest, tokensOf } from './trace.js';
@@ -17,6 +18,8 @@ export interface ReplayReport {
   /** Columns that found no room or whose evict failed. */
   columnsDropped: number;
   bytesVerified: number;
+  /** What was moved of each group of layers of the model. */
+  groups: readonly GroupStats[];
   /** Bytes of pieces that the driver's process has sent and received: 0 over shared memory and with a wafer of its own. */
   driverPayloadBytes: number;
   mismatches: number;
@@ -42,8 +45,6 @@ export class ReplayMeter {
   readonly #started = performance.now();
   #evictMs = 0;
   #refillMs = 0;
-  #evictBytes = 0;
-  #refillBytes = 0;
   #calls = 0;
   #slowestCallMs = 0;
 
@@ -57,7 +58,6 @@ export class ReplayMeter {
     const { driver, runtime } = this;
     const sequence = driver.openSequence({ isolationId });
     const request = runtime.request(isolationId, tokens);
-    const pieceBytes = driver.pieceBytes.reduce((sum, bytes) => sum + bytes, 0);
     const hit = sequence.match(tokens);
     const refillFrom = performance.now();
     const refilled = await hit.refill(request.sink);
@@ -80,13 +80,12 @@ export class ReplayMeter {
     this.#slowestCallMs = Math.max(this.#slowestCallMs, refillTo - refillFrom, done - evictFrom);
     this.#refillMs += refillTo - refillFrom;
     this.#evictMs += done - evictFrom;
-    this.#refillBytes += refilled.columns * pieceBytes;
-    this.#evictBytes += stored * pieceBytes;
     return { hitTokens: refilled.tokens, stored };
   }
 
   report(): ReplayReport {
-    const { stats } = this.driver;
+    const { stats, groupStats } = this.driver;
+    const sum = (key: 'bytesEvicted' | 'bytesRefilled') => groupStats.reduce((total, group) => total + group[key], 0);
     const share = (part: number, whole: number) => (whole === 0 ? 0 : part / whole);
     return {
       requests: this.requests,
@@ -101,10 +100,11 @@ export class ReplayMeter {
       columnsDeleted: stats.columnsDeleted,
       columnsDropped: stats.columnsDropped,
       bytesVerified: this.runtime.stats.bytesVerified,
+      groups: groupStats,
       driverPayloadBytes: this.driver.payloadBytes,
       mismatches: this.runtime.stats.mismatches,
-      evictGBps: share(this.#evictBytes, this.#evictMs * 1e6),
-      refillGBps: share(this.#refillBytes, this.#refillMs * 1e6),
+      evictGBps: share(sum('bytesEvicted'), this.#evictMs * 1e6),
+      refillGBps: share(sum('bytesRefilled'), this.#refillMs * 1e6),
       seconds: (performance.now() - this.#started) / 1000,
       calls: this.#calls,
       slowestCallMs: this.#slowestCallMs,

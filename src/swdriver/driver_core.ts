@@ -1,22 +1,33 @@
 import type { Clock } from '../common/clock.js';
 import type { Connector } from '../links/link.js';
 import { DescriptorFlag, Opcode } from '../proto/generated.js';
-import { type DriverStats, noStats } from './driver_stats.js';
+import { type DriverStats, type GroupStats, noStats } from './driver_stats.js';
 import type { EvictionPolicy } from './eviction_policy.js';
 import { Hit, type HitHost } from './hit.js';
+import type { Group } from './model.js';
 import { NONE, type Node, PrefixMap } from './prefix_map.js';
 import { checkEnds, type PieceSink, type PieceSource } from './runtime.js';
 import { Stripe, type StripeSettings } from './stripe.js';
+import type { StripeGroup } from './stripe_group.js';
+import { WindowParts } from './window_parts.js';
 
 export interface DriverCoreSettings {
   readonly columnTokens: number;
+  /** Those that keep whole prefixes first. */
+  readonly groups: readonly Group[];
   readonly policy: EvictionPolicy;
   readonly deadlineMs: number;
   readonly pinDeadlineMs: number;
-  /** Places in the memory of the runtime or its carrier; 0 where it has none. */
-  readonly places: number;
+  /** Places in the memory of the runtime or its carrier, for each group; 0 where it has none. */
+  readonly places: readonly number[];
   readonly stripes: readonly StripeSettings[];
   readonly hashBits?: number;
+}
+
+/** Room for a new column: a slot in each group that keeps whole prefixes. */
+export interface Room {
+  readonly stripe: Stripe;
+  readonly slots: readonly number[];
 }
 
 /**
@@ -26,8 +37,16 @@ export interface DriverCoreSettings {
 export class DriverCore implements HitHost {
   readonly stripes: readonly Stripe[];
   readonly stats: DriverStats = noStats();
+  readonly groupStats: readonly GroupStats[];
+  readonly #columnBytes: readonly number[];
   onStripeChange: (stripe: Stripe, up: boolean, reason: string) => void = () => {};
   #map: PrefixMap;
+  /** Parts of the groups that do not keep whole prefixes, by stripe and group. */
+  readonly #windows: (WindowParts | undefined)[][];
+  /** Numbers of those groups; those that a hit needs, and those that it can do without. */
+  readonly #windowGroups: readonly number[];
+  readonly #requiredWindows: readonly number[];
+  readonly #wholeGroups: number;
   #generation = 0;
   /** Pinned hits in the order of their deadlines, which is the order of their making. */
   readonly #hits = new Set<Hit>();
@@ -39,6 +58,22 @@ export class DriverCore implements HitHost {
     readonly clock: Clock,
   ) {
     this.#map = this.#emptyMap(0);
+    const { groups } = settings;
+    this.#wholeGroups = groups.filter(({ keepsAll }) => keepsAll).length;
+    this.#windowGroups = [...groups.keys()].slice(this.#wholeGroups);
+    this.#requiredWindows = [...groups.keys()].filter((index) => needsWindow(groups[index] as Group));
+    this.groupStats = groups.map(({ name }) => ({
+      name,
+      partsEvicted: 0,
+      partsRefilled: 0,
+      partsDropped: 0,
+      bytesEvicted: 0,
+      bytesRefilled: 0,
+    }));
+    this.#columnBytes = groups.map(({ pieceBytes }) => pieceBytes.reduce((sum, bytes) => sum + bytes, 0));
+    this.#windows = settings.stripes.map(() =>
+      groups.map((_, index) => (index < this.#wholeGroups ? undefined : new WindowParts(0))),
+    );
     this.stripes = settings.stripes.map(
       (stripe, index) =>
         new Stripe(index, stripe, connect, clock, {
@@ -56,16 +91,18 @@ export class DriverCore implements HitHost {
   checkEnds(ends: PieceSource | PieceSink): void {
     checkEnds(
       ends,
-      this.settings.places,
-      this.stripes.some((stripe) => stripe.placedByRuntime),
+      Math.min(...this.settings.places),
+      this.stripes.some((stripe) => stripe.groups.some((group) => group.placedByRuntime)),
     );
   }
 
-  /** The longest stored prefix of `tokens` in a namespace, pinned. */
-  match(namespace: string, tenantTag: bigint, tokens: Uint32Array): Hit {
+  /**
+   * The longest usable prefix of `tokens` in a namespace, pinned. `contents`: what its columns hold besides tokens.
+   */
+  match(namespace: string, tenantTag: bigint, tokens: Uint32Array, contents?: Uint32Array): Hit {
     const { map, stats } = this;
     const path: Node[] = [];
-    map.walk(map.root(namespace), tokens, 0, Number.POSITIVE_INFINITY, path);
+    map.walk(map.root(namespace), tokens, 0, Number.POSITIVE_INFINITY, path, contents);
     const serials: number[] = [];
     const stripeOf: Stripe[] = [];
     for (const node of path) {
@@ -75,8 +112,11 @@ export class DriverCore implements HitHost {
       stripeOf.push(stripe);
       serials.push(map.serial(node));
     }
-    const columns = stripeOf.length;
+    const whole = stripeOf.length;
+    const columns = this.usableColumns(path, whole);
     path.length = columns;
+    serials.length = columns;
+    stripeOf.length = columns;
     const last = path.at(-1);
     if (last !== undefined) {
       map.touch(last);
@@ -87,10 +127,54 @@ export class DriverCore implements HitHost {
     stats.promptTokens += tokens.length;
     stats.hitTokens += columns * map.columnTokens;
     const pinDeadline = this.clock.now() + this.settings.pinDeadlineMs;
-    const hit = new Hit(this, tenantTag, path, serials, stripeOf, columns * map.columnTokens, pinDeadline);
+    const hit = new Hit(this, tenantTag, path, serials, stripeOf, whole, pinDeadline);
     this.#hits.add(hit);
     this.#sweepLater();
     return hit;
+  }
+
+  /**
+   * Of a path of stored columns the longest beginning, of at most `columns`, that has all that the required groups need: the
+   * parts of the last columns for each window.
+   */
+  usableColumns(path: readonly Node[], columns: number): number {
+    const windows = this.#requiredWindows;
+    if (windows.length === 0) return columns;
+    const { groups } = this.settings;
+    // Columns without a gap, up to the one that is being looked at.
+    const run = windows.map(() => 0);
+    let usable = 0;
+    for (let column = 0; column < columns; column += 1) {
+      let enough = true;
+      for (let index = 0; index < windows.length; index += 1) {
+        const group = windows[index] as number;
+        run[index] = this.#map.partStored(path[column] as Node, group) ? (run[index] as number) + 1 : 0;
+        if ((run[index] as number) < Math.min(column + 1, (groups[group] as Group).windowColumns)) enough = false;
+      }
+      if (enough) usable = column + 1;
+    }
+    return usable;
+  }
+
+  /** How many of the first `columns` of a path a group that is not required can serve: a window serves all or none. */
+  coveredColumns(path: readonly Node[], columns: number, group: number): number {
+    const { windowColumns } = this.settings.groups[group] as Group;
+    const from = Math.max(0, columns - windowColumns);
+    for (let column = from; column < columns; column += 1) {
+      if (!this.#map.partStored(path[column] as Node, group))
+        return windowColumns === Number.POSITIVE_INFINITY ? column : 0;
+    }
+    return columns;
+  }
+
+  /** Groups that do not keep whole prefixes, by number. */
+  get windowGroups(): readonly number[] {
+    return this.#windowGroups;
+  }
+
+  /** The parts of such a group on a column's stripe. */
+  windowOf(node: Node, group: number): WindowParts {
+    return this.#windows[this.#map.stripe(node)]?.[group] as WindowParts;
   }
 
   /** @internal The hit has been released. */
@@ -98,16 +182,63 @@ export class DriverCore implements HitHost {
     this.#hits.delete(hit);
   }
 
-  /** Room for one column: a free slot, or the slot of the column that the policy likes least. */
-  claimSlot(): { stripe: Stripe; slot: number } | undefined {
+  /** Room for one column: free slots, or those of the column that the policy likes least. */
+  claimRoom(): Room | undefined {
     for (;;) {
       const stripe = this.#roomiestStripe();
-      const slot = stripe?.takeSlot();
-      if (stripe && slot !== undefined) return { stripe, slot };
-      // The victim's slot comes back through #discard, unless something in flight still touches it.
-      if (!stripe || this.#map.evictLeaf((node) => this.#discard(node)) === NONE) return undefined;
+      if (!stripe) return undefined;
+      if (stripe.freeSlots > 0) return { stripe, slots: this.#takeSlots(stripe) };
+      // The victim's slots come back through #discard, unless something in flight still touches them.
+      if (this.#map.evictLeaf((node) => this.#discard(node)) === NONE) return undefined;
       this.stats.columnsDeleted += 1;
     }
+  }
+
+  #takeSlots(stripe: Stripe): number[] {
+    const slots: number[] = [];
+    for (let group = 0; group < this.#wholeGroups; group += 1) {
+      slots.push((stripe.groups[group] as StripeGroup).takeSlot() as number);
+    }
+    return slots;
+  }
+
+  /**
+   * A slot for the part of a group that does not keep whole prefixes. What no prompt has needed yet makes room for what one
+   * does, and takes only what is free itself.
+   */
+  claimWindowSlot(stripe: Stripe, group: number, needed: boolean): number | undefined {
+    const owner = stripe.groups[group] as StripeGroup;
+    const parts = this.#windows[stripe.index]?.[group] as WindowParts;
+    for (;;) {
+      const slot = owner.takeSlot();
+      if (slot !== undefined) return slot;
+      const { victim } = parts;
+      if (!needed || victim === NONE) return undefined;
+      this.dropPart(victim, group);
+      (this.groupStats[group] as GroupStats).partsDropped += 1;
+    }
+  }
+
+  /** Parts of a group have been stored. */
+  countEvicted(group: number, parts: number): void {
+    const stats = this.groupStats[group] as GroupStats;
+    stats.partsEvicted += parts;
+    stats.bytesEvicted += parts * (this.#columnBytes[group] as number);
+  }
+
+  /** The runtime has got parts of a group. */
+  countRefilled(group: number, parts: number): void {
+    const stats = this.groupStats[group] as GroupStats;
+    stats.partsRefilled += parts;
+    stats.bytesRefilled += parts * (this.#columnBytes[group] as number);
+  }
+
+  /** Takes the part of one group away from a column, and gives its slot back. */
+  dropPart(node: Node, group: number): void {
+    const stripe = this.#stripeOf(node);
+    this.#windows[stripe.index]?.[group]?.remove(node);
+    this.#map.dropPart(node, group);
+    (stripe.groups[group] as StripeGroup).giveSlot(this.#map.slot(node, group));
   }
 
   /** The next generation: higher than any that a slot has had. */
@@ -132,20 +263,24 @@ export class DriverCore implements HitHost {
    */
   async erase(node: Node): Promise<number> {
     const { map } = this;
-    const doomed = new Map<Stripe, { slots: number[]; generations: number[] }>();
+    const doomed = new Map<StripeGroup, { slots: number[]; generations: number[] }>();
     let removed = 0;
     map.remove(node, (gone) => {
       const stripe = this.#stripeOf(gone);
-      const list = doomed.get(stripe) ?? { slots: [], generations: [] };
-      list.slots.push(map.slot(gone));
-      list.generations.push(map.generation(gone));
-      doomed.set(stripe, list);
+      for (const [index, group] of stripe.groups.entries()) {
+        if (!map.hasPart(gone, index)) continue;
+        this.#windows[stripe.index]?.[index]?.remove(gone);
+        const list = doomed.get(group) ?? { slots: [], generations: [] };
+        list.slots.push(map.slot(gone, index));
+        list.generations.push(map.generation(gone, index));
+        doomed.set(group, list);
+      }
       removed += 1;
     });
     this.stats.columnsDeleted += removed;
     await Promise.all(
-      [...doomed].map(([stripe, { slots, generations }]) => {
-        const finished = stripe.run({
+      [...doomed].map(([group, { slots, generations }]) => {
+        const finished = group.run({
           opcode: Opcode.delete,
           flags: DescriptorFlag.scrub,
           slots: Uint32Array.from(slots),
@@ -155,7 +290,7 @@ export class DriverCore implements HitHost {
           deadlineMs: this.settings.deadlineMs,
         });
         // In flight now, so they come back to the free list only once they have been scrubbed.
-        for (const slot of slots) stripe.giveSlot(slot);
+        for (const slot of slots) group.giveSlot(slot);
         return finished;
       }),
     );
@@ -168,7 +303,13 @@ export class DriverCore implements HitHost {
   }
 
   #discard(node: Node): void {
-    this.#stripeOf(node).giveSlot(this.#map.slot(node));
+    const { groups, index } = this.#stripeOf(node);
+    const map = this.#map;
+    for (let group = 0; group < groups.length; group += 1) {
+      if (!map.hasPart(node, group)) continue;
+      this.#windows[index]?.[group]?.remove(node);
+      (groups[group] as StripeGroup).giveSlot(map.slot(node, group));
+    }
   }
 
   #stripeOf(node: Node): Stripe {
@@ -184,20 +325,31 @@ export class DriverCore implements HitHost {
   }
 
   #emptyMap(capacity: number): PrefixMap {
-    const { columnTokens, policy, hashBits } = this.settings;
-    return new PrefixMap({ capacity, columnTokens, policy, ...(hashBits === undefined ? {} : { hashBits }) });
+    const { columnTokens, policy, hashBits, groups } = this.settings;
+    return new PrefixMap({
+      capacity,
+      columnTokens,
+      policy,
+      groups: groups.length,
+      ...(hashBits === undefined ? {} : { hashBits }),
+    });
   }
 
   #stripeUp(stripe: Stripe): void {
     const capacity = this.stripes.reduce((sum, each) => sum + each.capacity, 0);
-    if (capacity > this.#map.capacity) this.#map.grow(capacity);
+    if (capacity > this.#map.capacity) {
+      this.#map.grow(capacity);
+      for (const parts of this.#windows.flat()) parts?.grow(capacity);
+    }
     this.onStripeChange(stripe, true, '');
   }
 
   #stripeDown(stripe: Stripe, reason: string): void {
+    // Its slots are no more; those of other stripes are still good.
+    for (const parts of this.#windows[stripe.index] ?? []) parts?.clear();
     this.#map.removeStripe(stripe.index, (node) => {
       this.stats.columnsLost += 1;
-      // Columns of other stripes that continued lost ones: their slots are still good.
+      // Columns of other stripes that continued lost ones.
       if (this.#map.stripe(node) !== stripe.index) this.#discard(node);
     });
     this.onStripeChange(stripe, false, reason);
@@ -218,4 +370,9 @@ export class DriverCore implements HitHost {
       this.#sweepLater();
     });
   }
+}
+
+/** Whether a hit needs parts of a group that not every column has. */
+function needsWindow(group: Group): boolean {
+  return group.required && !group.keepsAll;
 }

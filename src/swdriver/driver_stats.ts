@@ -15,6 +15,17 @@ export interface DriverStats {
   columnsLost: number;
 }
 
+/** What a driver has moved of one group of layers since it started, in parts: what a column has of the group. */
+export interface GroupStats {
+  readonly name: string;
+  partsEvicted: number;
+  partsRefilled: number;
+  /** Parts that made room for others while their columns stayed. Only in groups that do not keep whole prefixes. */
+  partsDropped: number;
+  bytesEvicted: number;
+  bytesRefilled: number;
+}
+
 export function noStats(): DriverStats {
   return {
     lookups: 0,

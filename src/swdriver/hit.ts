@@ -1,13 +1,18 @@
 import type { Clock } from '../common/clock.js';
+import { localError } from '../common/errors.js';
 import { copyPiece } from '../links/copy_piece.js';
 import { Opcode, Status } from '../proto/generated.js';
 import type { DriverStats } from './driver_stats.js';
+import type { Group } from './model.js';
 import type { Node, PrefixMap } from './prefix_map.js';
 import { type ColumnRef, checkLength, checkPlace, type PieceSink } from './runtime.js';
-import type { BatchOutcome, Stripe } from './stripe.js';
+import type { Stripe } from './stripe.js';
+import type { BatchOutcome, StripeGroup } from './stripe_group.js';
+import type { WindowParts } from './window_parts.js';
 
-/** A part of a prefix that has been fetched: columns from `from`, below `end`, with their places. */
+/** Columns of one group that have been fetched: from `from`, below `end`, with their places. */
 interface Part {
+  group: number;
   from: number;
   end: number;
   /** Columns below this one may be read. */
@@ -17,8 +22,9 @@ interface Part {
   complete: boolean;
 }
 
-/** Columns from `from`, below `end`, with their places. `full`: the runtime has no more of its own. */
+/** Columns of one group, of the `to` that are wanted, from `from`, below `end`, with their places. `full`: the runtime has no more of its own. */
 interface Claimed {
+  group: number;
   from: number;
   end: number;
   places: number[];
@@ -26,7 +32,14 @@ interface Claimed {
 }
 
 const QUIET: Promise<void> = Promise.resolve();
-const nothingFrom = (from: number): Part => ({ from, end: from, usable: from, places: [], complete: false });
+const nothingFrom = (group: number, from: number): Part => ({
+  group,
+  from,
+  end: from,
+  usable: from,
+  places: [],
+  complete: false,
+});
 
 function firstNotOk(outcomes: BatchOutcome): number {
   for (let item = 0; item < outcomes.length; item += 1) if (outcomes[item] !== Status.ok) return item;
@@ -61,7 +74,22 @@ export interface HitHost {
   readonly map: PrefixMap;
   readonly clock: Clock;
   readonly stats: DriverStats;
-  readonly settings: { readonly deadlineMs: number; readonly places: number };
+  readonly settings: {
+    readonly deadlineMs: number;
+    /** Places of the runtime's memory for each group. */
+    readonly places: readonly number[];
+    readonly groups: readonly Group[];
+  };
+  /** Groups that do not keep whole prefixes, by number. */
+  readonly windowGroups: readonly number[];
+  /** Which columns have a part of such a group, on the stripe of a column. */
+  windowOf(node: Node, group: number): WindowParts;
+  /** The longest beginning of a path, of at most `columns`, that has all that required groups need. */
+  usableColumns(path: readonly Node[], columns: number): number;
+  /** The runtime has got parts of a group. */
+  countRefilled(group: number, parts: number): void;
+  /** How many of the first `columns` of a path a group can serve that is not required. */
+  coveredColumns(path: readonly Node[], columns: number, group: number): number;
   /** Throws KVSS_BAD_INPUT where a sink does not fit the memory of the runtime. */
   checkEnds(sink: PieceSink): void;
   /** Takes a column and what continues it out of the map. */
@@ -70,9 +98,18 @@ export interface HitHost {
   forgetHit(hit: Hit): void;
 }
 
+/** How much of a refill is still under way, or may still be. */
+interface Budget {
+  /** Milliseconds left, of all groups and parts together. The sink's own time does not count. */
+  leftMs: number;
+}
+
 /** How a refill ended. */
 export interface RefillResult {
-  /** Columns that the sink has got, from the first without a gap. */
+  /**
+   * Columns of the prefix that the runtime can go on from: the sink has got all that every required group needs of them.
+   * What it was given behind them is void.
+   */
   columns: number;
   /** Tokens of those columns: where the runtime has to go on computing. */
   tokens: number;
@@ -91,6 +128,10 @@ export class Hit implements Disposable {
   #held = true;
   #pinned = true;
   #refills = 0;
+  /** Columns behind which the parts of windows are held. */
+  #windowsHeld = 0;
+  /** Columns that optional groups can serve, by group. */
+  readonly #covered = new Map<number, number>();
   /** Stripes that hold columns of the path, and their epochs when it was matched. */
   readonly #stripes: Stripe[] = [];
   readonly #epochs: number[] = [];
@@ -103,8 +144,8 @@ export class Hit implements Disposable {
     private readonly serials: readonly number[],
     /** The stripe of each column of the path: later on a node may be another column's. */
     private readonly stripeOf: readonly Stripe[],
-    /** Tokens of the prefix, a whole number of columns. */
-    readonly tokens: number,
+    /** @internal Columns that are stored in the groups that keep whole prefixes, which may be more than can be used. */
+    readonly wholeColumns: number,
     /** @internal Clock time at which the pin ends by itself. */
     readonly pinDeadline: number,
   ) {
@@ -113,11 +154,28 @@ export class Hit implements Disposable {
       this.#stripes.push(stripe);
       this.#epochs.push(stripe.epoch);
     }
+    this.#holdWindows(path.length);
   }
 
   /** Columns of the prefix. */
   get columns(): number {
     return this.path.length;
+  }
+
+  /** Tokens of the prefix, a whole number of columns. */
+  get tokens(): number {
+    return this.columns * this.core.map.columnTokens;
+  }
+
+  /**
+   * Tokens of the prefix that a group can serve: all of them if it is required. An optional group may have less, a window
+   * all or nothing. Throws KVSS_BAD_INPUT for a group that the model has not got.
+   */
+  tokensOf(group: string): number {
+    const { groups } = this.core.settings;
+    const index = groups.findIndex(({ name }) => name === group);
+    if (index < 0) throw localError('KVSS_BAD_INPUT', `group: the model has no group '${group}'`);
+    return (this.#covered.get(index) ?? this.columns) * this.core.map.columnTokens;
   }
 
   /** @internal The last column of the prefix. */
@@ -133,7 +191,8 @@ export class Hit implements Disposable {
   }
 
   /**
-   * Hands the pieces of the prefix to the runtime, in order. Ends early, without an error, where a column turns out to
+   * Hands the pieces of the prefix to the runtime: one group after the other, those that see all tokens first, each in
+   * order; of a sliding window only the columns that overlap it. Ends early, without an error, where a column turns out to
    * be gone: its shard died, or the deadline passed. Throws only what the sink throws.
    */
   async refill(sink: PieceSink, options: { deadlineMs?: number } = {}): Promise<RefillResult> {
@@ -142,39 +201,92 @@ export class Hit implements Disposable {
     // The pin stays until the reading ends, also where the caller releases meanwhile.
     this.#refills += 1;
     try {
-      const deadlineMs = options.deadlineMs ?? core.settings.deadlineMs;
-      let done = 0;
-      // Of all parts together. The sink's own time does not count.
-      let left = deadlineMs;
-      // While the runtime reads one part of the prefix the next one is on its way.
       const transfers = new Transfers();
-      let next: Promise<Part> | undefined = this.#fetch(0, left, sink, transfers);
-      try {
-        while (next) {
-          const asked = core.clock.now();
-          const part: Part = await next;
-          next = undefined;
-          if (part.complete && part.end < this.columns) {
-            left -= core.clock.now() - asked;
-            if (left > 0) next = this.#fetch(part.end, left, sink, transfers);
-            // Awaited after the delivery; until then a sink that threw must not look like nobody cared.
-            next?.catch(() => {});
-          }
-          const delivered = this.#deliverAll(sink, part, part.from);
-          done += typeof delivered === 'number' ? delivered : await delivered;
-          if (done < part.end) break;
-        }
-      } finally {
-        // Also where the sink threw, or stopped early.
-        if (next) this.#giveBack(await next);
-      }
-      core.stats.columnsRefilled += done;
-      core.stats.refillMisses += this.columns - done;
-      return { columns: done, tokens: done * core.map.columnTokens, quiet: transfers.quiet };
+      const budget = { leftMs: options.deadlineMs ?? core.settings.deadlineMs };
+      const columns = await this.#refillGroups(sink, budget, transfers);
+      core.stats.columnsRefilled += columns;
+      core.stats.refillMisses += this.columns - columns;
+      return { columns, tokens: columns * core.map.columnTokens, quiet: transfers.quiet };
     } finally {
       this.#refills -= 1;
       if (!this.#held && this.#refills === 0) this.#unpin();
     }
+  }
+
+  /** Refills all groups, and answers how many columns the runtime can use. */
+  async #refillGroups(sink: PieceSink, budget: Budget, transfers: Transfers): Promise<number> {
+    const { groups } = this.core.settings;
+    let columns = this.columns;
+    for (let group = 0; group < groups.length && groups[group]?.keepsAll; group += 1) {
+      for (;;) {
+        const from = Math.max(0, columns - (groups[group] as Group).windowColumns);
+        const reached = await this.#refillGroup(group, from, columns, sink, budget, transfers);
+        const complete = reached === columns;
+        columns = reached;
+        // A shorter prefix of a model that has only windows needs columns before those that the sink has got.
+        if (complete || from === 0) break;
+      }
+    }
+    if (this.core.windowGroups.length === 0) return columns;
+    while (columns > 0) {
+      if (columns < this.columns) columns = this.#holdWindows(this.core.usableColumns(this.path, this.#sound(columns)));
+      const reached = await this.#refillWindows(columns, sink, budget, transfers);
+      if (reached === columns) break;
+      columns = reached;
+    }
+    return columns;
+  }
+
+  /** Refills what windows and optional groups have of the last of so many columns. Answers fewer where some are missing. */
+  async #refillWindows(columns: number, sink: PieceSink, budget: Budget, transfers: Transfers): Promise<number> {
+    const { windowGroups, settings } = this.core;
+    for (const group of windowGroups) {
+      const { windowColumns, required } = settings.groups[group] as Group;
+      const end = required ? columns : Math.min(columns, this.#covered.get(group) ?? 0);
+      const from = Math.max(0, end - windowColumns);
+      const reached = await this.#refillGroup(group, from, end, sink, budget, transfers);
+      if (reached === end) continue;
+      if (required) return reached;
+      this.#covered.set(group, windowColumns === Number.POSITIVE_INFINITY ? reached : 0);
+    }
+    return columns;
+  }
+
+  /** Refills columns `from` to `to` of one group. Answers up to which column the sink has got them. */
+  async #refillGroup(
+    group: number,
+    from: number,
+    to: number,
+    sink: PieceSink,
+    budget: Budget,
+    transfers: Transfers,
+  ): Promise<number> {
+    const { clock } = this.core;
+    if (from >= to || budget.leftMs <= 0) return from;
+    let done = from;
+    // While the runtime reads one part of the prefix the next one is on its way.
+    let next: Promise<Part> | undefined = this.#fetch(group, from, to, budget.leftMs, sink, transfers);
+    try {
+      while (next) {
+        const asked = clock.now();
+        const part: Part = await next;
+        next = undefined;
+        budget.leftMs -= clock.now() - asked;
+        if (part.complete && part.end < to && budget.leftMs > 0) {
+          next = this.#fetch(group, part.end, to, budget.leftMs, sink, transfers);
+          // Awaited after the delivery; until then a sink that threw must not look like nobody cared.
+          next.catch(() => {});
+        }
+        const delivered = this.#deliverAll(sink, part, part.from);
+        done += typeof delivered === 'number' ? delivered : await delivered;
+        if (done < part.end) break;
+      }
+    } finally {
+      // Also where the sink threw, or stopped early.
+      if (next) this.#giveBack(await next);
+      this.core.countRefilled(group, done - from);
+    }
+    return done;
   }
 
   /** Ends the pin. Answers whether it had held until now; if not, what was read in place since the last check is void. */
@@ -199,8 +311,43 @@ export class Hit implements Disposable {
   #unpin(): void {
     if (!this.#pinned) return;
     this.#pinned = false;
+    this.#holdWindows(0);
     const last = this.path.length - 1;
     if (last >= 0) this.core.map.unpin(this.path[last] as Node, this.serials[last] as number);
+  }
+
+  /** The first of so many columns that are still what they were: the map is closed under prefixes. */
+  #sound(columns: number): number {
+    let sound = columns;
+    while (sound > 0 && !this.#current(sound - 1)) sound -= 1;
+    return sound;
+  }
+
+  /**
+   * Holds the parts of windows and optional groups that a prefix of so many columns needs, and lets go of those that were
+   * held. Answers the number of columns.
+   */
+  #holdWindows(columns: number): number {
+    const { core, path } = this;
+    if (core.windowGroups.length === 0) return columns;
+    const before = this.#windowsHeld;
+    for (const group of core.windowGroups) {
+      const { windowColumns, required } = core.settings.groups[group] as Group;
+      const covered = required ? before : (this.#covered.get(group) ?? 0);
+      for (let column = Math.max(0, covered - windowColumns); column < covered; column += 1) {
+        // Where the column has gone the pin has gone with it.
+        if (this.#current(column)) core.windowOf(path[column] as Node, group).unpin(path[column] as Node);
+      }
+      const end = required ? columns : core.coveredColumns(path, columns, group);
+      if (!required) this.#covered.set(group, end);
+      for (let column = Math.max(0, end - windowColumns); column < end; column += 1) {
+        const parts = core.windowOf(path[column] as Node, group);
+        parts.pin(path[column] as Node);
+        if (windowColumns !== Number.POSITIVE_INFINITY) parts.use(path[column] as Node);
+      }
+    }
+    this.#windowsHeld = columns;
+    return columns;
   }
 
   /** Whether the shards have taken none of their memory back. */
@@ -222,38 +369,45 @@ export class Hit implements Disposable {
    * Asks the shards for a part of the prefix, as much as there are places for. Only whole columns from the first without
    * a gap count.
    */
-  async #fetch(from: number, deadlineMs: number, sink: PieceSink, transfers: Transfers): Promise<Part> {
-    if (!this.#held || from >= this.columns) return nothingFrom(from);
-    const claimed = this.#claimPlaces(from, sink);
+  async #fetch(
+    group: number,
+    from: number,
+    to: number,
+    deadlineMs: number,
+    sink: PieceSink,
+    transfers: Transfers,
+  ): Promise<Part> {
+    if (!this.#held) return nothingFrom(group, from);
+    const claimed = this.#claimPlaces(group, from, to, sink);
     const { end, places } = claimed;
     if (places.length === 0) {
       // Another part, of this hit or another, has all the places: wait for one.
-      const stripe = this.stripeOf[from] as Stripe;
-      if (!this.#current(from) || !stripe.usable || stripe.placedByRuntime) return nothingFrom(from);
+      const owner = this.#ownerOf(from, group);
+      if (!this.#current(from) || !owner.usable || owner.placedByRuntime) return nothingFrom(group, from);
       const started = this.core.clock.now();
-      await stripe.placeFreed(deadlineMs);
+      await owner.placeFreed(deadlineMs);
       const left = deadlineMs - (this.core.clock.now() - started);
-      return left > 0 ? this.#fetch(from, left, sink, transfers) : nothingFrom(from);
+      return left > 0 ? this.#fetch(group, from, to, left, sink, transfers) : nothingFrom(group, from);
     }
     // Most hits lie on one stripe.
     const outcomes =
       this.#stripes.length === 1
-        ? await this.#ask(this.#stripes[0] as Stripe, claimed, undefined, deadlineMs, transfers)
+        ? await this.#ask(this.#stripes[0]?.groups[group] as StripeGroup, claimed, undefined, deadlineMs, transfers)
         : await this.#askAll(claimed, deadlineMs, transfers);
     const firstMiss = firstNotOk(outcomes);
-    if (firstMiss < 0) return { from, end, usable: end, places, complete: !claimed.full };
+    if (firstMiss < 0) return { group, from, end, usable: end, places, complete: !claimed.full };
     const status = outcomes[firstMiss] as Status;
     const column = from + firstMiss;
     // The shard has not got what the map promised: the map is wrong there, so it forgets.
     const lost = status === Status.missEmpty || status === Status.missOverwritten || status === Status.missTenant;
     if (lost && this.#current(column)) this.core.remove(this.path[column] as Node);
-    return { from, end, usable: column, places, complete: false };
+    return { group, from, end, usable: column, places, complete: false };
   }
 
   /** Has one stripe refill these of the claimed columns, counted from the first of them; all where none are named. */
   #ask(
-    stripe: Stripe,
-    { from, end, places }: Claimed,
+    owner: StripeGroup,
+    { group, from, end, places }: Claimed,
     some: readonly number[] | undefined,
     deadlineMs: number,
     transfers: Transfers,
@@ -266,11 +420,11 @@ export class Hit implements Disposable {
     for (let item = 0; item < count; item += 1) {
       const index = some ? (some[item] as number) : item;
       const node = this.path[from + index] as Node;
-      slots[item] = map.slot(node);
-      generations[item] = map.generation(node);
+      slots[item] = map.slot(node, group);
+      generations[item] = map.generation(node, group);
       targets[item] = places[index] as number;
     }
-    return stripe.run({
+    return owner.run({
       opcode: Opcode.refill,
       flags: 0,
       slots,
@@ -279,14 +433,14 @@ export class Hit implements Disposable {
       tenantTag: this.tenantTag,
       deadlineMs,
       // While a later part is on its way the runtime reads the one before.
-      awaited: from === 0,
-      onQuiet: stripe.placedByRuntime ? transfers.begin() : undefined,
+      awaited: from === 0 || end === this.columns,
+      onQuiet: owner.placedByRuntime ? transfers.begin() : undefined,
     });
   }
 
   /** Has every stripe refill its own of the claimed columns. */
   async #askAll(claimed: Claimed, deadlineMs: number, transfers: Transfers): Promise<BatchOutcome> {
-    const { from, end } = claimed;
+    const { group, from, end } = claimed;
     const outcomes = new Uint16Array(end - from).fill(Status.cancelled);
     const asked = this.#stripes.map(async (stripe) => {
       const mine: number[] = [];
@@ -294,7 +448,7 @@ export class Hit implements Disposable {
         if (this.stripeOf[column] === stripe) mine.push(column - from);
       }
       if (mine.length === 0) return;
-      const outcome = await this.#ask(stripe, claimed, mine, deadlineMs, transfers);
+      const outcome = await this.#ask(stripe.groups[group] as StripeGroup, claimed, mine, deadlineMs, transfers);
       for (const [item, index] of mine.entries()) outcomes[index] = outcome[item] as number;
     });
     await Promise.all(asked);
@@ -304,24 +458,24 @@ export class Hit implements Disposable {
   /**
    * Places for columns from `from` on. Half of them at most, so that the part before can still be read.
    */
-  #claimPlaces(from: number, sink: PieceSink): Claimed {
+  #claimPlaces(group: number, from: number, to: number, sink: PieceSink): Claimed {
     const places: number[] = [];
     let end = from;
     let full = false;
-    for (; end < this.columns && this.#current(end); end += 1) {
-      const stripe = this.stripeOf[end] as Stripe;
-      if (places.length > 0 && places.length >= stripe.placeCount / 2) break;
-      const byRuntime = stripe.placedByRuntime && 'place' in sink;
+    for (; end < to && this.#current(end); end += 1) {
+      const owner = this.#ownerOf(end, group);
+      if (places.length > 0 && places.length >= owner.placeCount / 2) break;
+      const byRuntime = owner.placedByRuntime && 'place' in sink;
       const place = byRuntime
-        ? this.#askPlace(sink, end)
-        : stripe.takePlace(this.core.map.slot(this.path[end] as Node));
+        ? this.#askPlace(sink, end, group)
+        : owner.takePlace(this.core.map.slot(this.path[end] as Node, group));
       if (place === undefined) {
         full = byRuntime;
         break;
       }
       places.push(place);
     }
-    return { from, end, places, full };
+    return { group, from, end, places, full };
   }
 
   /**
@@ -333,7 +487,7 @@ export class Hit implements Disposable {
     let waiting: Promise<number> | undefined;
     try {
       while (column < part.usable && this.#held && this.#current(column)) {
-        const finished = this.#deliver(sink, column, part.places[column - part.from] as number);
+        const finished = this.#deliver(sink, column, part.group, part.places[column - part.from] as number);
         if (typeof finished !== 'boolean') {
           waiting = this.#deliverRest(sink, part, column, finished);
           return waiting;
@@ -369,39 +523,49 @@ export class Hit implements Disposable {
   #giveBack(part: Part): void {
     for (const [index, place] of part.places.entries()) {
       const stripe = this.stripeOf[part.from + index] as Stripe;
-      stripe.givePlace(place, this.#epochs[this.#stripes.indexOf(stripe)] as number);
+      const epoch = this.#epochs[this.#stripes.indexOf(stripe)] as number;
+      (stripe.groups[part.group] as StripeGroup).givePlace(place, epoch);
     }
   }
 
-  #refOf(column: number): ColumnRef {
-    const generation = this.core.map.generation(this.path[column] as Node);
-    return { index: column, tenantTag: this.tenantTag, generation };
+  #ownerOf(column: number, group: number): StripeGroup {
+    return (this.stripeOf[column] as Stripe).groups[group] as StripeGroup;
   }
 
-  #askPlace(sink: { place(column: ColumnRef): number | undefined }, column: number): number | undefined {
-    const place = sink.place(this.#refOf(column));
-    return place === undefined ? undefined : checkPlace(place, this.core.settings.places);
+  #refOf(column: number, group: number): ColumnRef {
+    const { map, settings } = this.core;
+    const generation = map.generation(this.path[column] as Node, group);
+    return { index: column, group: (settings.groups[group] as Group).name, tenantTag: this.tenantTag, generation };
+  }
+
+  #askPlace(sink: { place(column: ColumnRef): number | undefined }, column: number, group: number): number | undefined {
+    const place = sink.place(this.#refOf(column, group));
+    return place === undefined ? undefined : checkPlace(place, this.core.settings.places[group] as number);
   }
 
   /** Hands one column to the sink. Answers false where the sink has no room for it. */
-  #deliver(sink: PieceSink, column: number, place: number): boolean | Promise<boolean> {
-    const stripe = this.stripeOf[column] as Stripe;
+  #deliver(sink: PieceSink, column: number, group: number, place: number): boolean | Promise<boolean> {
+    const owner = this.#ownerOf(column, group);
     // It is there already.
-    if (stripe.placedByRuntime) return true;
-    const ref = this.#refOf(column);
-    const pieces = stripe.pieces(place);
+    if (owner.placedByRuntime) return true;
+    const ref = this.#refOf(column, group);
+    const pieces = owner.pieces(place);
     if ('read' in sink) {
       const read = sink.read(ref, pieces);
       return read === undefined ? true : read.then(() => true);
     }
     if ('place' in sink) {
-      const target = this.#askPlace(sink, column);
+      const target = this.#askPlace(sink, column, group);
       if (target === undefined) return false;
-      for (const [shard, bytes] of stripe.runtimePieces(target).entries())
-        copyPiece(bytes, pieces[shard] as Uint8Array);
+      for (const [shard, bytes] of owner.runtimePieces(target).entries()) {
+        const piece = pieces[shard] as Uint8Array;
+        if (piece.length > 0) copyPiece(bytes, piece);
+      }
       return true;
     }
     for (const [shard, piece] of pieces.entries()) {
+      // A shard without layers of the group.
+      if (piece.length === 0) continue;
       const target = sink.locate(ref, shard);
       checkLength(target, piece, shard);
       copyPiece(target, piece);

@@ -2,6 +2,7 @@ import { z } from 'zod';
 import { localError } from '../common/errors.js';
 import { describeIssue } from '../common/schema.js';
 import { type AttentionConfig, type LayerKind, readConfig } from './hf_config.js';
+import type { ModelGroup } from './model.js';
 
 const MAX_SHARDS = 4096;
 const MAX_GRANULE_BYTES = 2 ** 30;
@@ -163,6 +164,25 @@ export function splitGroup(group: LayerGroup, allocation: LayerAllocation, optio
       throw localError('KVSS_BAD_INPUT', `group: 'bytesPerTokenPerLayer': ${bytesPerTokenPerLayer} is too much`);
     }
     return { layers: held, bytesPerToken, paddingBytesPerToken };
+  });
+}
+
+/**
+ * The groups of a driver's `Model`, from the description of a model and where its layers lie: `allocation` for all groups,
+ * or for each. Throws KVSS_BAD_INPUT as splitGroup does.
+ */
+export function groupsFrom(
+  description: ModelDescription,
+  allocation: LayerAllocation | ((group: LayerGroup) => LayerAllocation),
+  options: SplitOptions = {},
+): ModelGroup[] {
+  return description.groups.map((group) => {
+    const parts = splitGroup(group, typeof allocation === 'function' ? allocation(group) : allocation, options);
+    return {
+      name: group.name,
+      bytesPerToken: parts.map(({ bytesPerToken }) => bytesPerToken),
+      ...(group.windowTokens === undefined ? {} : { windowTokens: group.windowTokens }),
+    };
   });
 }
 

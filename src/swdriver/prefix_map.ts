@@ -15,7 +15,7 @@ export const NONE: Node = 0;
 const FREE = 0;
 /** Its evict is under way: it holds its place, and no match reaches it. */
 const STORING = 1;
-/** Every piece of every shard is stored. */
+/** Every piece of every shard is stored, in all groups that keep whole prefixes. */
 const STORED = 2;
 
 export interface PrefixMapOptions {
@@ -24,6 +24,8 @@ export interface PrefixMapOptions {
   /** Tokens of a column. */
   columnTokens: number;
   policy: EvictionPolicy;
+  /** Groups of layers of the model, of which a column has a part each; 1 if left out. */
+  groups?: number;
   /** For tests: fewer bits make collisions. */
   hashBits?: number;
   /** For tests and simulations; random by default. */
@@ -55,6 +57,12 @@ export class PrefixMap {
   #nextInBucket = new Uint32Array(0);
   #state = new Uint8Array(0);
   #stripe = new Uint16Array(0);
+  /** Groups whose part of the column is stored, or is being stored: a bit each. */
+  #parts = new Uint16Array(0);
+  /** Those that are being stored. */
+  #pending = new Uint16Array(0);
+  /** Content besides tokens, by number; 0 for none. */
+  #content = new Uint32Array(0);
   #slot = new Uint32Array(0);
   #pins = new Uint32Array(0);
   #serial = new Uint32Array(0);
@@ -63,6 +71,7 @@ export class PrefixMap {
   #buckets = new Uint32Array(0);
   #leaves = new LeafHeap(0);
   #capacity = 0;
+  readonly #groups: number;
 
   // Roots are negative numbers: root r has its first child in #rootChild[-r].
   readonly #roots = new Map<string, Node>();
@@ -78,6 +87,7 @@ export class PrefixMap {
   constructor(options: PrefixMapOptions) {
     this.columnTokens = options.columnTokens;
     this.#policy = options.policy;
+    this.#groups = options.groups ?? 1;
     this.#hashMask = options.hashBits === undefined ? 0xffffffff : 2 ** options.hashBits - 1;
     this.#hashSeed = options.hashSeed ?? randomInt(2 ** 32);
     this.grow(options.capacity);
@@ -109,10 +119,13 @@ export class PrefixMap {
     this.#nextInBucket = larger(this.#nextInBucket, nodes);
     this.#state = larger(this.#state, nodes);
     this.#stripe = larger(this.#stripe, nodes);
-    this.#slot = larger(this.#slot, nodes);
+    this.#parts = larger(this.#parts, nodes);
+    this.#pending = larger(this.#pending, nodes);
+    this.#content = larger(this.#content, nodes);
+    this.#slot = larger(this.#slot, nodes * this.#groups);
     this.#pins = larger(this.#pins, nodes);
     this.#serial = larger(this.#serial, nodes);
-    this.#generation = larger(this.#generation, nodes);
+    this.#generation = larger(this.#generation, nodes * this.#groups);
     this.#lastUse = larger(this.#lastUse, nodes);
     this.#rebuild();
   }
@@ -145,7 +158,7 @@ export class PrefixMap {
 
   /** Bytes that the map takes a column of capacity, tokens included. */
   get bytesPerColumn(): number {
-    const links = 4 * 9 + 2 + 1 + 8 * 2;
+    const links = 4 * 9 + 2 * 3 + 1 + 8 + (4 + 8) * this.#groups;
     const heap = 4 + 8 + 4;
     return 4 * this.columnTokens + links + heap + this.#buckets.byteLength / Math.max(this.#capacity, 1);
   }
@@ -172,19 +185,27 @@ export class PrefixMap {
     return nodes;
   }
 
-  /** The column that continues `parent` with exactly these tokens, stored or storing; NONE where there is none. */
-  child(parent: Node, tokens: Uint32Array, at: number): Node {
+  /**
+   * The column that continues `parent` with exactly these tokens and this content, stored or storing; NONE where there is
+   * none.
+   */
+  child(parent: Node, tokens: Uint32Array, at: number, content = 0): Node {
     // Tokens that are not there must not look like zeros.
     if (at + this.columnTokens > tokens.length) return NONE;
     // Most columns have one continuation, and the one used last is likely to be used next: no hash for those.
     const first = this.#childHead(parent);
     if (first === NONE) return NONE;
-    if (this.#sameTokens(first, tokens, at)) return first;
+    if (this.#content[first] === content && this.#sameTokens(first, tokens, at)) return first;
     if (this.#nextSibling[first] === NONE) return NONE;
-    const hash = this.#hashOf(parent, tokens, at);
+    const hash = this.#hashOf(parent, tokens, at, content);
     let node = this.#buckets[hash & (this.#buckets.length - 1)] as Node;
     while (node !== NONE) {
-      if (this.#hash[node] === hash && this.#parent[node] === parent && this.#sameTokens(node, tokens, at)) {
+      if (
+        this.#hash[node] === hash &&
+        this.#parent[node] === parent &&
+        this.#content[node] === content &&
+        this.#sameTokens(node, tokens, at)
+      ) {
         this.#unlinkSibling(node);
         this.#linkFirst(parent, node);
         return node;
@@ -197,9 +218,17 @@ export class PrefixMap {
 
   /**
    * Follows `tokens` from `parent` through stored columns, writes them to `path` and answers how many there are. At
-   * most `maxColumns`, beginning at token `at`.
+   * most `maxColumns`, beginning at token `at`. `contents`: what the columns hold besides tokens, from the first of the
+   * walk; none where it is left out or has ended.
    */
-  walk(parent: Node, tokens: Uint32Array, at: number, maxColumns: number, path: Node[]): number {
+  walk(
+    parent: Node,
+    tokens: Uint32Array,
+    at: number,
+    maxColumns: number,
+    path: Node[],
+    contents?: Uint32Array,
+  ): number {
     let node = parent;
     let columns = 0;
     let cursor = at;
@@ -207,7 +236,11 @@ export class PrefixMap {
     while (columns < maxColumns && cursor <= last) {
       // What child() does first; this is the loop that a match spends its time in.
       const first = this.#childHead(node);
-      node = first !== NONE && this.#sameTokens(first, tokens, cursor) ? first : this.child(node, tokens, cursor);
+      const content = contents === undefined ? 0 : (contents[columns] ?? 0);
+      node =
+        first !== NONE && this.#content[first] === content && this.#sameTokens(first, tokens, cursor)
+          ? first
+          : this.child(node, tokens, cursor, content);
       if (node === NONE || this.#state[node] !== STORED) break;
       path[columns] = node;
       columns += 1;
@@ -225,10 +258,18 @@ export class PrefixMap {
   }
 
   /**
-   * Adds a storing column below `parent`, with its place. The caller has seen that there is no such child and that
-   * `size` is below the capacity.
+   * Adds a storing column below `parent`, with the place of its part of the first group. The caller has seen that there
+   * is no such child and that `size` is below the capacity.
    */
-  insert(parent: Node, tokens: Uint32Array, at: number, stripe: number, slot: number, generation: number): Node {
+  insert(
+    parent: Node,
+    tokens: Uint32Array,
+    at: number,
+    stripe: number,
+    slot: number,
+    generation: number,
+    content = 0,
+  ): Node {
     if (!this.isRoot(parent) && this.#state[parent] === FREE) throw new Error('PrefixMap: insert below no column');
     const node = this.#take();
     this.#tokens.set(tokens.subarray(at, at + this.columnTokens), node * this.columnTokens);
@@ -236,12 +277,14 @@ export class PrefixMap {
     this.#firstChild[node] = NONE;
     this.#state[node] = STORING;
     this.#stripe[node] = stripe;
-    this.#slot[node] = slot;
-    this.#generation[node] = generation;
+    this.#parts[node] = 0;
+    this.#pending[node] = 0;
+    this.#content[node] = content;
+    this.addPart(node, 0, slot, generation);
     this.#pins[node] = 0;
     this.#tick += 1;
     this.#lastUse[node] = this.#tick;
-    this.#hash[node] = this.#hashOf(parent, tokens, at);
+    this.#hash[node] = this.#hashOf(parent, tokens, at, content);
     this.#linkBucket(node);
     this.#linkFirst(parent, node);
     if (!this.isRoot(parent)) this.#leaves.remove(parent);
@@ -249,10 +292,40 @@ export class PrefixMap {
     return node;
   }
 
-  /** All pieces of the column are stored: matches may reach it. */
+  /** Gives a column a part of a group, with its place. It counts when it is confirmed, or the column is published. */
+  addPart(node: Node, group: number, slot: number, generation: number): void {
+    this.#parts[node] = (this.#parts[node] as number) | (1 << group);
+    this.#pending[node] = (this.#pending[node] as number) | (1 << group);
+    this.#slot[node * this.#groups + group] = slot;
+    this.#generation[node * this.#groups + group] = generation;
+  }
+
+  /** The part of a group is stored. */
+  confirmPart(node: Node, group: number): void {
+    this.#pending[node] = (this.#pending[node] as number) & ~(1 << group);
+  }
+
+  /** Takes the part of a group away from a column. */
+  dropPart(node: Node, group: number): void {
+    this.#parts[node] = (this.#parts[node] as number) & ~(1 << group);
+    this.confirmPart(node, group);
+  }
+
+  /** Whether the column has a place for its part of a group, stored or being stored. */
+  hasPart(node: Node, group: number): boolean {
+    return ((this.#parts[node] as number) & (1 << group)) !== 0;
+  }
+
+  /** Whether the part of a group is stored. */
+  partStored(node: Node, group: number): boolean {
+    return ((this.#parts[node] as number) & ~(this.#pending[node] as number) & (1 << group)) !== 0;
+  }
+
+  /** All pieces of the column are stored, with the parts that it has: matches may reach it. */
   publish(node: Node): void {
     if (this.#state[node] !== STORING) return;
     this.#state[node] = STORED;
+    this.#pending[node] = 0;
     this.#stored += 1;
     this.#reconsider(node);
   }
@@ -336,12 +409,19 @@ export class PrefixMap {
     return this.#stripe[node] as number;
   }
 
-  slot(node: Node): number {
-    return this.#slot[node] as number;
+  /** What the column holds besides tokens, by number; 0 for nothing. */
+  content(node: Node): number {
+    return this.#content[node] as number;
   }
 
-  generation(node: Node): number {
-    return this.#generation[node] as number;
+  /** Slot of the column's part of a group. */
+  slot(node: Node, group = 0): number {
+    return this.#slot[node * this.#groups + group] as number;
+  }
+
+  /** Generation of the column's part of a group. */
+  generation(node: Node, group = 0): number {
+    return this.#generation[node * this.#groups + group] as number;
   }
 
   #take(): Node {
@@ -384,8 +464,9 @@ export class PrefixMap {
     return this.#policy.priority(this.#facts);
   }
 
-  #hashOf(parent: Node, tokens: Uint32Array, at: number): number {
-    return (hashColumn(parent, tokens, at, this.columnTokens, this.#hashSeed) & this.#hashMask) >>> 0;
+  #hashOf(parent: Node, tokens: Uint32Array, at: number, content: number): number {
+    const hash = hashColumn(parent, tokens, at, this.columnTokens, this.#hashSeed);
+    return ((hash ^ Math.imul(content, 0x9e3779b1)) & this.#hashMask) >>> 0;
   }
 
   #sameTokens(node: Node, tokens: Uint32Array, at: number): boolean {

@@ -4,6 +4,8 @@ import { localError } from '../common/errors.js';
 export interface ColumnRef {
   /** Position in the prefix: the column holds tokens `index * columnTokens` and following. */
   readonly index: number;
+  /** Group of layers that the pieces belong to; `full` in a model without groups. */
+  readonly group: string;
   /** Tag of the tenant, as the shards know it. */
   readonly tenantTag: bigint;
   /** Generation under which the column is stored. Rises with every evict of a driver; below 2^53. */
@@ -21,7 +23,10 @@ export interface ColumnMemory {
 }
 
 /**
- * Produces the pieces of columns: the wafer, a GPU engine, a CPU runtime, an emulator. One of three ways.
+ * Produces the pieces of columns: the wafer, a GPU engine, a CPU runtime, an emulator. One of three ways. A column of a
+ * model with groups is asked for once a group; pieces of shards without layers of the group are empty. Where the runtime
+ * has a column no more in a group that not every column needs, such as a window that has slid on, the column is stored
+ * without.
  *
  * `write` puts the pieces straight into the slots, the cheapest way in the same host: `pieces[s]` is the slot of shard s.
  * The answer is whether the runtime has the column; where it has not, evicting ends before it.
@@ -39,7 +44,7 @@ export type PieceSource =
   | { place(column: ColumnRef): number | undefined };
 
 /**
- * Takes the pieces of columns back, in order from the first.
+ * Takes the pieces of columns back: group after group, in order from the first that the group needs.
  *
  * `read` sees the slots in place. The bytes stay what they are until the hit is released, or its pin deadline passes.
  *

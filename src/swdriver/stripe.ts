@@ -1,15 +1,8 @@
 import type { Clock } from '../common/clock.js';
 import { KvssError, localError } from '../common/errors.js';
-import { NumberPool } from '../common/number_pool.js';
-import type {
-  CompletionHandler,
-  Connector,
-  DaemonConnection,
-  OperationBatch,
-  PlaceMemory,
-  ShardLink,
-} from '../links/link.js';
-import { MAX_OPERATION_TIMEOUT_US, MAX_SLOTS_PER_GRANT, Opcode, Status } from '../proto/generated.js';
+import type { Connector, DaemonConnection } from '../links/link.js';
+import { MAX_SLOTS_PER_GRANT, Status } from '../proto/generated.js';
+import { type Reached, StripeGroup, type StripeGroupSettings } from './stripe_group.js';
 
 /** Which shards make a stripe: together they hold whole columns, each its own piece. */
 export interface StripeAddress {
@@ -17,153 +10,45 @@ export interface StripeAddress {
   readonly daemons: readonly string[];
 }
 
+export interface GroupSettings extends StripeGroupSettings {
+  /** Slots that are wanted where there is memory for so many columns; rises with them. */
+  slotsFor(columns: number): number;
+  /** Whether every column takes a slot of the group. */
+  readonly keepsAll: boolean;
+}
+
 export interface StripeSettings {
   readonly address: StripeAddress;
-  readonly pieceBytes: readonly number[];
+  /** Every shard holds a part of at least one of them. */
+  readonly groups: readonly GroupSettings[];
   /** Most columns to ask memory for; less where the shards have less. */
   readonly capacityColumns: number;
-  readonly ringEntries: number;
   readonly connectDeadlineMs: number;
-  /** Who says where the bytes of a column are outside the store: the stripe, or the runtime with memory of its own. */
-  readonly placedBy: 'stripe' | 'runtime';
-  /** The runtime's memory for each member, where it is in this process. */
-  readonly regions?: readonly PlaceMemory[];
-  /** Silence that ends a stream which owes an answer; it begins when a call has run out of its time. */
-  readonly silenceMs: number;
-  /** Longest that a call looks for its completions before it lets the event loop wait for them; see SwDriverOptions. */
-  readonly spinUs: number;
-}
-
-/** How a batch ended: the status of each item, the worst of all shards. */
-export type BatchOutcome = Uint16Array;
-
-/** What is wanted of all shards of a stripe, one item a column. */
-export interface BatchRequest {
-  readonly opcode: Opcode;
-  readonly flags: number;
-  readonly slots: Uint32Array;
-  readonly places: Uint32Array;
-  readonly generations: Float64Array;
-  readonly tenantTag: bigint;
-  /** Longest to wait for the shards. */
-  readonly deadlineMs: number;
-  /** The caller has nothing else to do until it ends. */
-  readonly awaited?: boolean;
-  /** To be told that nothing touches the places any more, which may be later than the end. */
-  readonly onQuiet?: (() => void) | undefined;
-}
-
-/** A request under way. Written out, field by field: there is one for every call. */
-class RunningBatch implements OperationBatch {
-  readonly length: number;
-  readonly opcode: Opcode;
-  readonly flags: number;
-  readonly slots: Uint32Array;
-  readonly places: Uint32Array;
-  readonly generations: Float64Array;
-  readonly tenantTag: bigint;
-  readonly timeoutUs: number;
-  readonly onQuiet: (() => void) | undefined;
-  /** Shards that have not finished an item yet, by item. */
-  readonly unfinished: Uint16Array;
-  readonly outcome: BatchOutcome;
-  /** Items that have not finished, by shard. */
-  readonly openAt: Uint32Array;
-  /** 1 where a shard has finished an item; shard after shard. */
-  readonly finished: Uint8Array;
-  /** Operations of all items on all shards that have not finished. */
-  open: number;
-  settle: ((outcome: BatchOutcome) => void) | undefined = undefined;
-  cancelDeadline: (() => void) | undefined = undefined;
-
-  constructor(
-    readonly id: number,
-    request: BatchRequest,
-    readonly after: number,
-    readonly issuedAt: number,
-    shards: number,
-  ) {
-    const { length } = request.slots;
-    this.length = length;
-    this.opcode = request.opcode;
-    this.flags = request.flags;
-    this.slots = request.slots;
-    this.places = request.places;
-    this.generations = request.generations;
-    this.tenantTag = request.tenantTag;
-    this.timeoutUs = Math.min(Math.max(1, Math.ceil(request.deadlineMs * 1000)), MAX_OPERATION_TIMEOUT_US);
-    this.onQuiet = request.onQuiet;
-    this.unfinished = new Uint16Array(length).fill(shards);
-    this.outcome = new Uint16Array(length);
-    this.openAt = new Uint32Array(shards).fill(length);
-    this.finished = new Uint8Array(shards * length);
-    this.open = length * shards;
-  }
-}
-
-/** Items of a batch that wait for room in the queue of one shard. */
-interface Backlog {
-  batch: RunningBatch;
-  next: number;
-}
-
-/** What waits for one shard. Apart, so that evicts never stand behind refills. */
-interface Queues {
-  evicts: Backlog[];
-  commands: Backlog[];
 }
 
 export interface StripeEvents {
   /** The stripe holds whole columns again; its slots are empty. */
   up(stripe: Stripe): void;
-  /** Everything on the stripe is lost, and everything in flight has ended as a miss. */
+  /** Everything on the stripe is lost, and everything in flight ends as a miss. */
   down(stripe: Stripe, reason: string): void;
 }
 
-/** How much longer shards that finish other things may do nothing about a batch than those that are silent. */
-const LATENESS = 8;
-/** Calls look for their completions at least this long: an engine that is awake takes no longer. */
-const LEAST_SPIN_US = 5;
 const FIRST_RETRY_MS = 50;
 const LAST_RETRY_MS = 2_000;
+/** What a grant may take more than its slots: it is whole pages, which may be huge ones. */
+const LARGEST_PAGE_BYTES = 2 ** 21;
 
 /**
- * Shards that together hold whole columns. A column takes the same slot number on each of them, so one free list and
- * one number a column are enough. Knows nothing of prefixes.
- *
- * When one shard goes, no column on the stripe is whole any more: the stripe goes down, and comes back empty once
- * all its shards can be reached again.
+ * Shards that together hold whole columns, in one or more groups. When one shard goes, no column on the stripe is
+ * whole any more: the stripe goes down with all its groups, and comes back empty once all its shards can be reached
+ * again.
  */
 export class Stripe {
-  #links: ShardLink[] = [];
-  #connections: DaemonConnection[] = [];
-  #capacity = 0;
-  #epoch = 0;
-  #draining = false;
+  readonly groups: readonly StripeGroup[];
+  /** Groups of which every column takes a slot. */
+  readonly #whole: readonly StripeGroup[];
+  #up = false;
   #closed = false;
-  /** Held by whoever writes a slot, and by every batch in flight that names it. */
-  #slots = new NumberPool(0);
-  /** Where bytes are on this side while they travel; unused where slots are in place. */
-  #places = new NumberPool(0);
-  #inPlace = true;
-  #handsOutPlaces = false;
-  /** Of links that have ended. */
-  #payloadBytesBefore = 0;
-  /** Those that wait for a place. */
-  readonly #waiters = new Set<() => void>();
-  /** Shards that a call has waited for in vain: nothing new is tried until they finish something. */
-  readonly #silent = new Set<number>();
-  /** When each shard has last finished something. */
-  #heardAt: number[] = [];
-  /** Whether the shard that is being listened to has finished something that it was asked for. */
-  #progress = false;
-  #handlers: CompletionHandler[] = [];
-  #evictsIssued = 0;
-  #nextBatch = 1;
-  readonly #batches = new Map<number, RunningBatch>();
-  #backlogs: Queues[] = [];
-  /** How long the next call looks for its completions: less after each look that was in vain. */
-  #spinUs: number;
   #retryMs = FIRST_RETRY_MS;
   #cancelRetry: (() => void) | undefined;
 
@@ -174,50 +59,71 @@ export class Stripe {
     private readonly clock: Clock,
     private readonly events: StripeEvents,
   ) {
-    this.#spinUs = settings.spinUs;
+    this.groups = settings.groups.map(
+      (group) => new StripeGroup(group, clock, { fall: (reason) => this.#fall(reason) }),
+    );
+    this.#whole = this.groups.filter((_, index) => settings.groups[index]?.keepsAll);
   }
 
   /** Whether columns can be stored and refilled. */
   get usable(): boolean {
-    return this.#links.length > 0 && !this.#draining && this.#silent.size === 0;
+    for (let index = 0; index < this.groups.length; index += 1) {
+      if (!(this.groups[index] as StripeGroup).usable) return false;
+    }
+    return true;
   }
 
   /** Columns that fit; 0 while the stripe is down. */
   get capacity(): number {
-    return this.#capacity;
+    return Math.min(...this.#whole.map((group) => group.capacity));
+  }
+
+  /** Columns that there is room for without anything making room. */
+  get freeSlots(): number {
+    let free = Number.POSITIVE_INFINITY;
+    for (let index = 0; index < this.#whole.length; index += 1) {
+      free = Math.min(free, (this.#whole[index] as StripeGroup).freeSlots);
+    }
+    return free;
   }
 
   /** Rises whenever the stripe goes down: what was true of a slot before says nothing about it now. */
   get epoch(): number {
-    return this.#epoch;
+    return (this.groups[0] as StripeGroup).epoch;
   }
 
-  get freeSlots(): number {
-    return this.#slots.free;
+  /** Bytes of pieces that this process has sent and received for the stripe. */
+  get payloadBytes(): number {
+    return this.groups.reduce((sum, group) => sum + group.payloadBytes, 0);
   }
 
-  get shardCount(): number {
-    return this.settings.pieceBytes.length;
+  /** Whether everything that was read in place until now was what had been stored. */
+  intact(): boolean {
+    for (let index = 0; index < this.groups.length; index += 1) {
+      if (!(this.groups[index] as StripeGroup).intact()) return false;
+    }
+    return true;
   }
 
   /** Connects to all shards and gets memory. Rejects with the reason where one of them cannot. */
   async open(): Promise<void> {
-    const connections: DaemonConnection[] = [];
+    const reached: Reached[] = [];
     try {
-      for (const daemon of this.settings.address.daemons) {
-        connections.push(await this.connect(daemon, this.settings.connectDeadlineMs));
-      }
-      const links = await this.#openLinks(connections);
-      if (links.some((link) => link.inPlace !== links[0]?.inPlace)) {
-        throw localError('KVSS_BAD_INPUT', 'a column cannot lie across shards in place and shards over streams');
+      // Each group has a session of its own with every daemon: grants, queues and counters that are its own.
+      for (const _ of this.groups) reached.push(await this.#reach());
+      const slots = this.#share(reached);
+      for (const [index, group] of this.groups.entries()) {
+        await group.attach(reached[index] as Reached, slots[index] as number);
       }
       if (this.#closed) throw localError('KVSS_CLOSED', 'the driver was closed');
-      if (connections.some((connection) => connection.ended)) {
+      if (reached.some(({ connections }) => connections.some((connection) => connection.ended))) {
         throw localError('KVSS_UNREACHABLE', 'a daemon went while the others were being connected');
       }
-      this.#adopt(connections, links);
+      this.#up = true;
+      this.#retryMs = FIRST_RETRY_MS;
     } catch (thrown) {
-      await Promise.all(connections.map((connection) => connection.close()));
+      for (const group of this.groups) group.stop()();
+      await Promise.all(reached.flatMap(({ connections }) => connections.map((connection) => connection.close())));
       throw thrown;
     }
     this.events.up(this);
@@ -225,13 +131,13 @@ export class Stripe {
 
   /** Tries again and again until the stripe is up or closed. */
   reopen(): void {
-    if (this.#closed || this.#cancelRetry || this.#links.length > 0) return;
+    if (this.#closed || this.#cancelRetry || this.#up) return;
     this.#cancelRetry = this.clock.schedule(this.#retryMs, () => {
       this.#cancelRetry = undefined;
       this.#retryMs = Math.min(this.#retryMs * 2, LAST_RETRY_MS);
       this.open().catch((thrown: unknown) => {
         // Up all the same: it was a listener that threw.
-        if (this.#links.length > 0) throw thrown;
+        if (this.#up) throw thrown;
         this.reopen();
       });
     });
@@ -243,322 +149,67 @@ export class Stripe {
     this.#fall('the driver was closed');
   }
 
-  /** Whether everything that was read in place until now was what had been stored. */
-  intact(): boolean {
-    return this.#links.length > 0 && this.#links.every((link) => link.intact());
-  }
-
-  /**
-   * A slot that nothing touches, to be written to; undefined where there is none. Whatever becomes of its column, it
-   * does not come back to the free list before letGo().
-   */
-  takeSlot(): number | undefined {
-    return this.#slots.take();
-  }
-
-  /** The taker of a slot writes to it no more. Harmless where the stripe has gone down since `epoch`. */
-  letGo(slot: number, epoch: number): void {
-    if (epoch === this.#epoch) this.#slots.release(slot);
-  }
-
-  /** Gives a slot back, as soon as no batch in flight touches it and its taker has let it go. */
-  giveSlot(slot: number): void {
-    if (this.#links.length > 0) this.#slots.give(slot);
-  }
-
-  /** Whether the runtime says where bytes lie: it has memory for bytes that travel. */
-  get placedByRuntime(): boolean {
-    return !this.#inPlace && this.settings.placedBy === 'runtime';
-  }
-
-  /** Memory for the bytes of a slot on this side: the slot itself, or a place for bytes that travel. */
-  takePlace(slot: number): number | undefined {
-    return this.#inPlace ? slot : this.#places.take();
-  }
-
-  /** Gives a place back; it is used again when nothing in flight touches it. */
-  givePlace(place: number, epoch: number): void {
-    if (!this.#handsOutPlaces || epoch !== this.#epoch) return;
-    this.#places.give(place);
-    this.#places.release(place);
-  }
-
-  /** Columns that may be on their way at once. */
-  get placeCount(): number {
-    return this.#handsOutPlaces ? this.#places.size : Number.POSITIVE_INFINITY;
-  }
-
-  /** Resolves when a place may have become free, the stripe has gone down, or `deadlineMs` has passed. */
-  placeFreed(deadlineMs: number): Promise<void> {
-    if (!this.#handsOutPlaces || this.#places.free > 0 || this.#links.length === 0) return Promise.resolve();
-    return new Promise((resolve) => {
-      const waiter = () => {
-        cancel();
-        this.#waiters.delete(waiter);
-        resolve();
-      };
-      const cancel = this.clock.schedule(deadlineMs, waiter);
-      this.#waiters.add(waiter);
-    });
-  }
-
-  /** The runtime's own memory of a place on every shard, in order. */
-  runtimePieces(place: number): Uint8Array[] {
-    const { regions, pieceBytes } = this.settings;
-    if (!regions) throw localError('KVSS_BAD_INPUT', 'place: the memory of a carrier cannot be copied by the driver');
-    return regions.map(
-      ({ memory, strideBytes }, shard) => new Uint8Array(memory, place * strideBytes, pieceBytes[shard] as number),
-    );
-  }
-
-  /** Bytes of pieces that this process has sent and received for the stripe since it was up. */
-  get payloadBytes(): number {
-    return this.#links.reduce((sum, link) => sum + link.payloadBytes(), this.#payloadBytesBefore);
-  }
-
-  /** The memory of a place on every shard, in order. */
-  pieces(place: number): Uint8Array[] {
-    return this.#links.map((link) => link.piece(place));
-  }
-
-  /**
-   * Sends one operation an item to every shard and resolves with how each item ended: when all have finished, at the
-   * deadline (unfinished items count as `deadline`), or when the stripe goes down (`cancelled`). Never rejects. Slots
-   * of unfinished items stay out of the free list until the shards have finished with them.
-   */
-  run(request: BatchRequest): Promise<BatchOutcome> {
-    const { length } = request.slots;
-    if (!this.usable) {
-      request.onQuiet?.();
-      return Promise.resolve(new Uint16Array(length).fill(Status.cancelled));
-    }
-    const evict = request.opcode === Opcode.evict;
-    // A command comes after every evict issued before it. An evict has no command to wait for: its slots came from the
-    // free list, where nothing is that a command in flight still touches.
-    const after = evict ? 0 : this.#evictsIssued;
-    const batch = new RunningBatch(this.#nextBatch, request, after, this.clock.now(), this.shardCount);
-    this.#nextBatch = (this.#nextBatch % 0xffffffff) + 1;
-    if (evict) this.#evictsIssued += length;
-    for (const slot of batch.slots) this.#slots.hold(slot);
-    if (this.#handsOutPlaces) for (const place of batch.places) this.#places.hold(place);
-    this.#batches.set(batch.id, batch);
-    for (const queues of this.#backlogs) (evict ? queues.evicts : queues.commands).push({ batch, next: 0 });
-    return new Promise((resolve) => {
-      batch.settle = resolve;
-      this.#move();
-      if (request.awaited) this.#spin(batch);
-      this.#arm();
-      // Most batches have finished by now and need no timer.
-      if (this.#batches.has(batch.id))
-        batch.cancelDeadline = this.clock.schedule(request.deadlineMs, () => this.#expire(batch));
-    });
-  }
-
-  async #openLinks(connections: readonly DaemonConnection[]): Promise<ShardLink[]> {
-    const members = connections.flatMap((connection) => connection.shards.map((shard) => ({ connection, shard })));
-    const { pieceBytes, ringEntries, regions } = this.settings;
-    if (members.length !== pieceBytes.length) {
-      throw localError(
-        'KVSS_BAD_INPUT',
-        `the model has bytes per token for ${pieceBytes.length} shards, the daemons have ${members.length} shards`,
+  async #reach(): Promise<Reached> {
+    const connections: DaemonConnection[] = [];
+    try {
+      for (const daemon of this.settings.address.daemons) {
+        connections.push(await this.connect(daemon, this.settings.connectDeadlineMs));
+      }
+      const shards = connections.flatMap((connection) =>
+        connection.shards.map(({ index, freeBytes }) => ({ connection, index, freeBytes })),
       );
+      const described = this.settings.groups[0]?.pieceBytes.length ?? 0;
+      if (shards.length !== described) {
+        throw localError(
+          'KVSS_BAD_INPUT',
+          `the model has bytes per token for ${described} shards, the daemons have ${shards.length} shards`,
+        );
+      }
+      return { connections, shards };
+    } catch (thrown) {
+      await Promise.all(connections.map((connection) => connection.close()));
+      throw thrown;
     }
-    let slots = Math.min(this.settings.capacityColumns, MAX_SLOTS_PER_GRANT);
-    for (const [index, { connection, shard }] of members.entries()) {
-      slots = Math.min(slots, Math.floor(shard.freeBytes / connection.slotBytes(pieceBytes[index] as number)));
-    }
-    if (slots < 1) throw KvssError.ofStatus(Status.noMemory, 'the shards have no memory left for a single column');
-    return Promise.all(
-      members.map(({ connection, shard }, index) =>
-        connection.openLink({
-          shard: shard.index,
-          member: index,
-          slots,
-          pieceBytes: pieceBytes[index] as number,
-          ringEntries,
-          ...(regions ? { memory: regions[index] as PlaceMemory } : {}),
-        }),
-      ),
-    );
   }
 
-  #adopt(connections: DaemonConnection[], links: ShardLink[]): void {
-    const slots = Math.min(...links.map((link) => link.slots));
-    this.#connections = connections;
-    this.#links = links;
-    this.#capacity = slots;
-    this.#draining = false;
-    this.#retryMs = FIRST_RETRY_MS;
-    this.#slots = new NumberPool(slots);
-    this.#inPlace = links.every((link) => link.inPlace);
-    this.#handsOutPlaces = !this.#inPlace && this.settings.placedBy === 'stripe';
-    const places = this.#handsOutPlaces ? Math.min(...links.map((link) => link.places)) : 0;
-    this.#places = new NumberPool(places, () => this.#wake());
-    this.#silent.clear();
-    this.#heardAt = links.map(() => Number.NEGATIVE_INFINITY);
-    this.#handlers = links.map((_, shard) => (batchId, item, status) => this.#complete(shard, batchId, item, status));
-    this.#evictsIssued = 0;
-    this.#backlogs = links.map(() => ({ evicts: [], commands: [] }));
-    for (const connection of connections) {
-      connection.onEnd = (reason) => this.#fall(reason);
-      connection.onDraining = () => {
-        this.#draining = true;
-      };
+  /** Slots for each group: as many columns as every shard has room for, with their parts of all groups. */
+  #share(reached: readonly Reached[]): number[] {
+    const { groups } = this.settings;
+    const { shards } = reached[0] as Reached;
+    const slack = groups.length > 1 ? LARGEST_PAGE_BYTES : 0;
+    const fits = (columns: number) =>
+      shards.every(({ connection, freeBytes }, shard) => {
+        let bytes = 0;
+        for (const group of groups) {
+          const pieceBytes = group.pieceBytes[shard] as number;
+          if (pieceBytes === 0) continue;
+          bytes += group.slotsFor(columns) * connection.slotBytes(pieceBytes) + slack;
+        }
+        return bytes <= freeBytes;
+      });
+    // The most that fits, between what fits and what does not.
+    let least = 0;
+    let most = Math.min(this.settings.capacityColumns, MAX_SLOTS_PER_GRANT);
+    while (least < most) {
+      const middle = Math.ceil((least + most) / 2);
+      if (fits(middle)) least = middle;
+      else most = middle - 1;
     }
-    for (const link of links) link.onReady = () => this.#pump();
+    if (least < 1) throw KvssError.ofStatus(Status.noMemory, 'the shards have no memory left for a single column');
+    return groups.map((group) => group.slotsFor(least));
   }
 
   #fall(reason: string): void {
-    if (this.#links.length === 0) return;
-    this.#payloadBytesBefore = this.payloadBytes;
-    this.#links = [];
-    this.#backlogs = [];
-    this.#capacity = 0;
-    this.#slots = new NumberPool(0);
-    this.#places = new NumberPool(0);
-    this.#epoch += 1;
-    const closed = Promise.all(this.#connections.splice(0).map((connection) => connection.close()));
-    const lost = [...this.#batches.values()];
-    this.#batches.clear();
+    if (!this.#up) return;
+    this.#up = false;
+    const settle = this.groups.map((group) => group.stop());
     try {
       // The map forgets first: what is told about the batches must find it so.
       this.events.down(this, reason);
-      this.#wake();
     } finally {
       // Also where a listener throws: nobody may wait for ever.
-      for (const batch of lost) {
-        this.#settle(batch, Status.cancelled);
-        if (batch.onQuiet) closed.then(batch.onQuiet);
-      }
+      for (const each of settle) each();
       this.reopen();
     }
-  }
-
-  /** Sends what waits, hears what has finished, and sees to it that the rest is heard of. */
-  #pump(): void {
-    this.#move();
-    this.#arm();
-  }
-
-  /** Sends what waits, as far as there is room, and hears what has finished. */
-  #move(): void {
-    for (let again = true; again; ) {
-      again = false;
-      for (const [shard, link] of this.#links.entries()) {
-        const queues = this.#backlogs[shard] as Queues;
-        this.#send(queues.evicts, link);
-        this.#send(queues.commands, link);
-        this.#progress = false;
-        again = link.poll(this.#handlers[shard] as CompletionHandler) > 0 || again;
-        if (this.#progress) this.#heardAt[shard] = this.clock.now();
-      }
-    }
-  }
-
-  /**
-   * Looks for the end of a batch for a moment: an engine that is awake answers sooner than an event loop can be woken. One
-   * that sleeps does not, and is not waited for as long the next time.
-   */
-  #spin(batch: RunningBatch): void {
-    const { spinUs } = this.settings;
-    if (spinUs === 0 || !this.#inPlace) return;
-    let until = 0;
-    while (batch.open > 0 && this.#links.length > 0) {
-      this.#move();
-      const now = performance.now();
-      if (until === 0) until = now + this.#spinUs / 1000;
-      if (now > until) {
-        this.#spinUs = Math.max(this.#spinUs / 2, Math.min(LEAST_SPIN_US, spinUs));
-        return;
-      }
-    }
-    this.#spinUs = spinUs;
-  }
-
-  #arm(): void {
-    if (this.#batches.size === 0) return;
-    // A completion may have come between the last poll and arming.
-    if (this.#links.some((link) => !link.arm())) queueMicrotask(() => this.#pump());
-  }
-
-  #send(backlog: Backlog[], link: ShardLink): void {
-    for (let head = backlog[0]; head; head = backlog[0]) {
-      head.next += link.submit(head.batch, head.next);
-      if (head.next < head.batch.length) return;
-      backlog.shift();
-    }
-  }
-
-  #complete(shard: number, batchId: number, item: number, status: Status): void {
-    const batch = this.#batches.get(batchId);
-    // A shard that reports what was never asked, or twice, is broken; nothing of it may reach a slot.
-    const at = batch ? shard * batch.length + item : 0;
-    if (!batch || !(item < batch.length) || batch.finished[at] === 1) return;
-    batch.finished[at] = 1;
-    batch.unfinished[item] = (batch.unfinished[item] as number) - 1;
-    if (status !== Status.ok) batch.outcome[item] = Math.max(batch.outcome[item] as number, status);
-    batch.open -= 1;
-    batch.openAt[shard] = (batch.openAt[shard] as number) - 1;
-    this.#progress = true;
-    this.#silent.delete(shard);
-    if (batch.unfinished[item] === 0) {
-      this.#slots.release(batch.slots[item] as number);
-      if (this.#handsOutPlaces && batch.places.length > 0) this.#places.release(batch.places[item] as number);
-    }
-    if (batch.open > 0) return;
-    this.#batches.delete(batchId);
-    this.#settle(batch, Status.ok);
-    batch.onQuiet?.();
-  }
-
-  #wake(): void {
-    for (const waiter of [...this.#waiters]) waiter();
-  }
-
-  #expire(batch: RunningBatch): void {
-    batch.cancelDeadline = undefined;
-    this.#settle(batch, Status.deadline);
-    // The next calls are misses at once and do not wait for a shard that does not answer. One that is only slow goes on
-    // finishing things.
-    for (const [shard, open] of batch.openAt.entries()) {
-      if (open > 0 && (this.#heardAt[shard] as number) < batch.issuedAt) this.#silent.add(shard);
-    }
-    if (this.#inPlace) return;
-    const expiredAt = this.clock.now();
-    // Not after the time of a call in a hurry: its answer may just be on its way.
-    const patienceMs = Math.max(batch.timeoutUs / 1000, this.settings.silenceMs);
-    // A connection that stays silent is dead, whatever the kernel says: it may have become a black hole.
-    this.clock.schedule(patienceMs, () => this.#giveUp(batch, (shard) => (this.#heardAt[shard] as number) < expiredAt));
-    this.#watch(batch, LATENESS * patienceMs);
-  }
-
-  /** One lane may be a black hole while the others go on, and slots and places wait for what it has swallowed. */
-  #watch(batch: RunningBatch, patienceMs: number): void {
-    const before = batch.openAt.slice();
-    this.clock.schedule(patienceMs, () => {
-      this.#giveUp(batch, (shard) => batch.openAt[shard] === before[shard]);
-      if (this.#batches.has(batch.id)) this.#watch(batch, patienceMs);
-    });
-  }
-
-  /** The stripe falls where a shard has not finished a batch and is not to be waited for any longer. */
-  #giveUp(batch: RunningBatch, on: (shard: number) => boolean): void {
-    if (!this.#batches.has(batch.id)) return;
-    const shards = [...batch.openAt.keys()].filter((shard) => (batch.openAt[shard] as number) > 0 && on(shard));
-    if (shards.length > 0) this.#fall(`shard ${shards.join(', ')} does not answer`);
-  }
-
-  /** Tells the asker how the batch ended; items that have not finished get `unfinished`. */
-  #settle(batch: RunningBatch, unfinished: Status): void {
-    batch.cancelDeadline?.();
-    const { settle } = batch;
-    if (!settle) return;
-    batch.settle = undefined;
-    // Nothing changes it any more where everything has finished.
-    const outcome = batch.open === 0 ? batch.outcome : batch.outcome.slice();
-    for (let item = 0; batch.open > 0 && item < batch.length; item += 1) {
-      if (batch.unfinished[item] !== 0) outcome[item] = Math.max(outcome[item] as number, unfinished);
-    }
-    settle(outcome);
   }
 }

@@ -6,11 +6,20 @@ import { connectorFor } from '../links/connect.js';
 import type { Connector, PlaceMemory } from '../links/link.js';
 import { parseStreamAddress } from '../links/stream_address.js';
 import { DriverCore } from './driver_core.js';
-import type { DriverStats } from './driver_stats.js';
+import type { DriverStats, GroupStats } from './driver_stats.js';
 import { type EvictionPolicy, lru } from './eviction_policy.js';
-import { type Model, modelPartOf, namespaceOf, pieceBytesOf, tenantPartOf } from './model.js';
+import {
+  DEFAULT_COLUMN_TOKENS,
+  type Group,
+  groupsOf,
+  type Model,
+  modelPartOf,
+  namespaceOf,
+  tenantPartOf,
+} from './model.js';
 import type { ColumnMemory } from './runtime.js';
 import { Sequence } from './sequence.js';
+import type { GroupSettings } from './stripe.js';
 import { TenantTags } from './tenant_tags.js';
 
 export interface SwDriverOptions {
@@ -21,7 +30,7 @@ export interface SwDriverOptions {
   model: Model;
   /**
    * Where a column lives: `across` the shards of all daemons (the default; it is lost when any of them goes), or
-   * `within` one daemon, so that the driver goes on with the others when one goes. `model.bytesPerToken` has one
+   * `within` one daemon, so that the driver goes on with the others when one goes. `bytesPerToken` of the model has one
    * entry for each shard of a stripe: of all daemons, or of each daemon.
    */
   striping?: 'across' | 'within';
@@ -55,12 +64,12 @@ export interface SwDriverOptions {
   placeBytes?: number;
   /**
    * Memory of the runtime in this process, with places for columns. Streams send from it and receive into it; sources and
-   * sinks then name places.
+   * sinks then name places. One for each group, by its name, in a model with several.
    */
-  memory?: ColumnMemory;
+  memory?: ColumnMemory | Readonly<Record<string, ColumnMemory>>;
   /**
    * Streams only: another process that has the memory and moves the payload, such as an accelerator's host or `kvss wafer`.
-   * No byte of a column passes through this process; sources and sinks name places of the carrier.
+   * No byte of a column passes through this process; sources and sinks name places of the carrier. For models of one group.
    */
   carrier?: Carrier;
   /** Streams only: payload carries a CRC-32C both ways; damaged bytes are a miss. Off if left out: TCP has its own. */
@@ -72,6 +81,16 @@ export interface SwDriverOptions {
   clock?: Clock;
   /** @internal For tests: bits of the hash of a column, of which fewer make collisions. */
   hashBits?: number;
+}
+
+/** A group of the model as the driver serves it. */
+export interface GroupInfo {
+  readonly name: string;
+  /** Bytes of the piece of each shard of a stripe; 0 where a shard has no layers of the group. */
+  readonly pieceBytes: readonly number[];
+  /** Last columns of a prefix that a hit needs; infinite for layers that see all tokens. */
+  readonly windowColumns: number;
+  readonly required: boolean;
 }
 
 interface Events {
@@ -104,9 +123,9 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   private constructor(options: SwDriverOptions) {
     super();
     const { model } = options;
-    const columnTokens = model.columnTokens ?? 64;
-    const pieceBytes = pieceBytesOf(model, columnTokens);
-    this.#modelPart = modelPartOf(model, model.bytesPerToken);
+    const columnTokens = model.columnTokens ?? DEFAULT_COLUMN_TOKENS;
+    const groups = groupsOf(model);
+    this.#modelPart = modelPartOf(model, groups);
     this.#tags = new TenantTags(options.tagKey === undefined ? undefined : Buffer.from(options.tagKey));
     const stripes = options.striping === 'within' ? options.daemons.map((daemon) => [daemon]) : [options.daemons];
     this.#core = new DriverCore(
@@ -115,18 +134,13 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
         policy: options.policy ?? lru,
         deadlineMs: options.deadlineMs ?? 1_000,
         pinDeadlineMs: options.pinDeadlineMs ?? 30_000,
-        places: options.memory?.places ?? options.carrier?.places ?? 0,
+        groups,
+        places: groups.map((group) => memoryOf(options, group)?.places ?? options.carrier?.places ?? 0),
         stripes: stripes.map((daemons) => ({
           address: { daemons },
-          pieceBytes,
+          groups: groups.map((group) => groupSettings(options, group)),
           capacityColumns: options.capacityColumns ?? Number.MAX_SAFE_INTEGER,
-          ringEntries: options.ringEntries ?? 1024,
           connectDeadlineMs: options.connectDeadlineMs ?? 5_000,
-          silenceMs: options.deadlineMs ?? 1_000,
-          // A clock of another kind is not in step with engines.
-          spinUs: options.spinUs ?? (options.clock ? 0 : 20),
-          placedBy: options.memory || options.carrier ? 'runtime' : 'stripe',
-          ...(options.memory ? { regions: regionsOf(options.memory) } : {}),
         })),
         ...(options.hashBits === undefined ? {} : { hashBits: options.hashBits }),
       },
@@ -208,6 +222,11 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     return { ...this.#core.stats };
   }
 
+  /** What has been moved of each group, in the order of `groups`. */
+  get groupStats(): readonly Readonly<GroupStats>[] {
+    return this.#core.groupStats.map((stats) => ({ ...stats }));
+  }
+
   /** Bytes of pieces that this process has sent to and received from shards; 0 over shared memory and with a carrier. */
   get payloadBytes(): number {
     return this.#core.stripes.reduce((sum, stripe) => sum + stripe.payloadBytes, 0);
@@ -236,9 +255,22 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     return this.#core.stripes.reduce((sum, stripe) => sum + stripe.capacity, 0);
   }
 
-  /** Bytes of the piece of each shard of a stripe. */
+  /** Bytes of the pieces of a column on each shard of a stripe, of all groups together. */
   get pieceBytes(): readonly number[] {
-    return this.#core.settings.stripes[0]?.pieceBytes ?? [];
+    const { groups } = this.#core.settings;
+    return (groups[0] as Group).pieceBytes.map((_, shard) =>
+      groups.reduce((sum, { pieceBytes }) => sum + (pieceBytes[shard] as number), 0),
+    );
+  }
+
+  /** Groups of the model, in the order in which runtimes are asked for their pieces. */
+  get groups(): readonly GroupInfo[] {
+    return this.#core.settings.groups.map(({ name, pieceBytes, windowColumns, required }) => ({
+      name,
+      pieceBytes,
+      windowColumns,
+      required,
+    }));
   }
 
   get columnTokens(): number {
@@ -288,15 +320,16 @@ function checkOptions(options: SwDriverOptions): void {
       );
     }
   }
-  if (options.model.bytesPerToken.length === 0) throw bad('model.bytesPerToken: at least one shard is needed');
   for (const key of ['id', 'revision', 'dtype', 'layout'] as const) {
     if (!options.model[key]) throw bad(`model.${key}: must not be empty`);
   }
-  const { columnTokens = 64, bytesPerToken } = options.model;
+  const { columnTokens = DEFAULT_COLUMN_TOKENS } = options.model;
   if (!Number.isInteger(columnTokens) || columnTokens < 1 || columnTokens > 65_536) {
     throw bad(`model.columnTokens: ${columnTokens} is outside 1..65536`);
   }
-  checkMemory(options, pieceBytesOf({ ...options.model, bytesPerToken }, columnTokens), bad);
+  const groups = groupsOf(options.model);
+  checkCarrier(options, groups, bad);
+  checkMemory(options, groups, bad);
   for (const key of ['capacityColumns', 'deadlineMs', 'pinDeadlineMs', 'connectDeadlineMs'] as const) {
     const value = options[key];
     if (value !== undefined && !(value > 0)) throw bad(`${key}: ${value} must be above 0`);
@@ -304,27 +337,69 @@ function checkOptions(options: SwDriverOptions): void {
   if (options.tagKey !== undefined && options.tagKey.length < 16) throw bad('tagKey: at least 16 bytes are needed');
 }
 
-function checkMemory(
+function checkCarrier(
   { memory, carrier }: SwDriverOptions,
-  pieceBytes: readonly number[],
+  groups: readonly Group[],
   bad: (message: string) => KvssError,
 ): void {
-  if (memory && carrier) throw bad('memory: the carrier has the memory; give one of the two');
-  if (carrier && carrier.pieceBytes.join() !== pieceBytes.join()) {
+  if (!carrier) return;
+  if (memory) throw bad('memory: the carrier has the memory; give one of the two');
+  if (groups.length > 1) throw bad('carrier: a carrier has pieces of one group, the model has several');
+  const { pieceBytes } = groups[0] as Group;
+  if (carrier.pieceBytes.join() !== pieceBytes.join()) {
     throw bad(`carrier: it has pieces of ${carrier.pieceBytes} bytes, the model makes pieces of ${pieceBytes} bytes`);
   }
-  if (!memory) return;
-  if (!Number.isInteger(memory.places) || memory.places < 1)
-    throw bad(`memory.places: ${memory.places} is no number of places`);
-  if (memory.regions.length !== pieceBytes.length) {
-    throw bad(`memory.regions: ${memory.regions.length} regions for ${pieceBytes.length} shards`);
-  }
-  for (const [shard, region] of memory.regions.entries()) {
-    const bytes = pieceBytes[shard] as number;
-    if (!(region.strideBytes >= bytes) || region.memory.byteLength < (memory.places - 1) * region.strideBytes + bytes) {
-      throw bad(`memory.regions[${shard}]: ${memory.places} places of ${bytes} bytes do not fit`);
+}
+
+function checkMemory(options: SwDriverOptions, groups: readonly Group[], bad: (message: string) => KvssError): void {
+  if (!options.memory) return;
+  for (const group of groups) {
+    const at = isColumnMemory(options.memory) ? 'memory' : `memory.${group.name}`;
+    const memory = memoryOf(options, group);
+    if (!memory) throw bad(`${at}: missing; every group has its own`);
+    if (isColumnMemory(options.memory) && groups.length > 1) {
+      throw bad('memory: the model has several groups; give memory for each, by its name');
+    }
+    if (!Number.isInteger(memory.places) || memory.places < 1) {
+      throw bad(`${at}.places: ${memory.places} is no number of places`);
+    }
+    if (memory.regions.length !== group.pieceBytes.length) {
+      throw bad(`${at}.regions: ${memory.regions.length} regions for ${group.pieceBytes.length} shards`);
+    }
+    for (const [shard, region] of memory.regions.entries()) {
+      const bytes = group.pieceBytes[shard] as number;
+      const needed = bytes === 0 ? 0 : (memory.places - 1) * region.strideBytes + bytes;
+      if (!(region.strideBytes >= bytes) || region.memory.byteLength < needed) {
+        throw bad(`${at}.regions[${shard}]: ${memory.places} places of ${bytes} bytes do not fit`);
+      }
     }
   }
+}
+
+function isColumnMemory(memory: NonNullable<SwDriverOptions['memory']>): memory is ColumnMemory {
+  return Array.isArray((memory as ColumnMemory).regions);
+}
+
+/** The runtime's memory for a group. */
+function memoryOf({ memory }: SwDriverOptions, group: Group): ColumnMemory | undefined {
+  if (!memory || isColumnMemory(memory)) return memory;
+  return memory[group.name];
+}
+
+function groupSettings(options: SwDriverOptions, group: Group): GroupSettings {
+  const memory = memoryOf(options, group);
+  return {
+    name: group.name,
+    pieceBytes: group.pieceBytes,
+    keepsAll: group.keepsAll,
+    slotsFor: group.slotsFor,
+    ringEntries: options.ringEntries ?? 1024,
+    silenceMs: options.deadlineMs ?? 1_000,
+    // A clock of another kind is not in step with engines.
+    spinUs: options.spinUs ?? (options.clock ? 0 : 20),
+    placedBy: memory || options.carrier ? 'runtime' : 'stripe',
+    ...(memory ? { regions: regionsOf(memory) } : {}),
+  };
 }
 
 const regionsOf = ({ places, regions }: ColumnMemory): PlaceMemory[] =>

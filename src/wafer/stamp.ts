@@ -9,6 +9,17 @@ export interface Stamp {
   columnKey: bigint;
   generation: number;
   shard: number;
+  /** Group of layers; `full` if left out. */
+  group?: string;
+}
+
+/** A number for a group of layers, 0 for `full`: pieces of one column in different groups must not be taken for each other. */
+function groupWord(group = 'full'): number {
+  if (group === 'full') return 0;
+  let word = 0x811c9dc5;
+  for (let index = 0; index < group.length; index += 1) word = Math.imul(word ^ group.charCodeAt(index), 0x01000193);
+  // The lower bits are the shard's.
+  return word & ~0xffff;
 }
 
 /** The words that all lines of a piece begin with. */
@@ -20,7 +31,7 @@ function headOf(stamp: Stamp): Uint32Array {
     Number(stamp.columnKey >> 32n),
     stamp.generation >>> 0,
     Math.floor(stamp.generation / 2 ** 32),
-    stamp.shard,
+    groupWord(stamp.group) ^ stamp.shard,
   );
 }
 

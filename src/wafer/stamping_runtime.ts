@@ -10,6 +10,8 @@ export interface StampingRequest extends EmulatedRequest {
 }
 
 interface Checked {
+  /** Position of the column in its prefix. */
+  index: number;
   bytes: number;
   mismatches: number;
 }
@@ -34,6 +36,7 @@ export class StampingRuntime implements EmulatedRuntime {
       columnKey: keys[column.index] as bigint,
       generation: column.generation,
       shard,
+      group: column.group,
     });
     return {
       source: {
@@ -47,16 +50,17 @@ export class StampingRuntime implements EmulatedRuntime {
       },
       sink: {
         read: (column, pieces) => {
-          const seen: Checked = { bytes: 0, mismatches: 0 };
+          const seen: Checked = { index: column.index, bytes: 0, mismatches: 0 };
           for (const [shard, piece] of pieces.entries()) {
             seen.mismatches += countMismatches(piece, stampOf(column, shard));
             seen.bytes += piece.length;
           }
-          checked[column.index] = seen;
+          checked.push(seen);
         },
       },
       accept: (columns) => {
-        for (const { bytes, mismatches } of checked.splice(0).slice(0, columns)) {
+        for (const { index, bytes, mismatches } of checked.splice(0)) {
+          if (index >= columns) continue;
           this.stats.mismatches += mismatches;
           this.stats.bytesVerified += bytes;
           this.stats.linesVerified += bytes / LINE_BYTES;

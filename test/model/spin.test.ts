@@ -3,6 +3,7 @@ import { systemClock } from '../../src/common/clock.js';
 import type { CompletionHandler, Connector, OperationBatch, ShardLink } from '../../src/links/link.js';
 import { Opcode, Status } from '../../src/proto/generated.js';
 import { Stripe } from '../../src/swdriver/stripe.js';
+import type { StripeGroup } from '../../src/swdriver/stripe_group.js';
 
 /** A shard that finishes everything at the n-th look after it was asked, or when it is told to. */
 class PatientLink implements ShardLink {
@@ -60,13 +61,20 @@ async function stripeOver(link: PatientLink, spinUs: number): Promise<Stripe> {
   });
   const settings = {
     address: { daemons: ['here'] },
-    pieceBytes: [64],
+    groups: [
+      {
+        name: 'full',
+        pieceBytes: [64],
+        keepsAll: true,
+        slotsFor: (columns: number) => columns,
+        ringEntries: 8,
+        silenceMs: 1_000,
+        spinUs,
+        placedBy: 'stripe' as const,
+      },
+    ],
     capacityColumns: 8,
-    ringEntries: 8,
     connectDeadlineMs: 1_000,
-    silenceMs: 1_000,
-    spinUs,
-    placedBy: 'stripe' as const,
   };
   const stripe = new Stripe(0, settings, connect, systemClock, { up: () => {}, down: () => {} });
   await stripe.open();
@@ -74,10 +82,11 @@ async function stripeOver(link: PatientLink, spinUs: number): Promise<Stripe> {
 }
 
 function evict(stripe: Stripe, awaited: boolean): Promise<Uint16Array> {
-  return stripe.run({
+  const group = stripe.groups[0] as StripeGroup;
+  return group.run({
     opcode: Opcode.evict,
     flags: 0,
-    slots: Uint32Array.of(stripe.takeSlot() as number),
+    slots: Uint32Array.of(group.takeSlot() as number),
     places: Uint32Array.of(0),
     generations: Float64Array.of(1),
     tenantTag: 1n,

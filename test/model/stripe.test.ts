@@ -1,6 +1,7 @@
 import { expect, test } from 'vitest';
 import { Opcode, Status } from '../../src/proto/generated.js';
 import { Stripe, type StripeEvents } from '../../src/swdriver/stripe.js';
+import type { StripeGroup } from '../../src/swdriver/stripe_group.js';
 import { ManualClock, settled } from './manual_clock.js';
 import { SimulatedBox } from './simulated_link.js';
 
@@ -16,17 +17,24 @@ async function stripeOver(shards: readonly number[], slots: number, ringEntries 
   const events: StripeEvents = { up: () => {}, down: () => {} };
   const settings = {
     address: { daemons: box.addresses },
-    pieceBytes: box.daemons.flatMap((daemon) => daemon.budgets.map(() => PIECE)),
+    groups: [
+      {
+        name: 'full',
+        pieceBytes: box.daemons.flatMap((daemon) => daemon.budgets.map(() => PIECE)),
+        keepsAll: true,
+        slotsFor: (columns: number) => columns,
+        ringEntries,
+        silenceMs: 1_000,
+        spinUs: 0,
+        placedBy: 'stripe',
+      },
+    ],
     capacityColumns: slots,
-    ringEntries,
     connectDeadlineMs: 1_000,
-    silenceMs: 1_000,
-    spinUs: 0,
-    placedBy: 'stripe',
   } as const;
-  const stripe = new Stripe(0, settings, box.connector, clock, events);
-  await stripe.open();
-  return { clock, box, stripe };
+  const whole = new Stripe(0, settings, box.connector, clock, events);
+  await whole.open();
+  return { clock, box, stripe: whole.groups[0] as StripeGroup };
 }
 
 const batch = (opcode: Opcode, slots: readonly number[], generation: number) => ({

@@ -1,6 +1,6 @@
 import * as fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { type ModelIdentity, modelPartOf, namespaceOf, pieceBytesOf } from '../../src/swdriver/model.js';
+import { groupsOf, type Model, type ModelIdentity, modelPartOf, namespaceOf } from '../../src/swdriver/model.js';
 import { settings } from '../model/property_settings.js';
 
 type Parts = readonly [
@@ -14,7 +14,7 @@ type Parts = readonly [
 
 function nameOf([isolationId, id, revision, dtype, layout, adapter]: Parts, bytesPerToken: readonly number[]): string {
   const identity: ModelIdentity = { id, revision, dtype, layout };
-  return namespaceOf(modelPartOf(identity, bytesPerToken), isolationId, adapter);
+  return namespaceOf(modelPartOf(identity, [{ name: 'full', bytesPerToken }]), isolationId, adapter);
 }
 
 const BASE: Parts = ['tenant', 'model', 'r1', 'bf16', 'plain', ''];
@@ -68,11 +68,68 @@ test('a tenant is the whole beginning of its namespaces and of no other', () => 
 });
 
 test('pieces have the bytes of all tokens of a column', () => {
-  const identity = { id: 'm', revision: 'r', dtype: 'd', layout: 'l' };
-  expect(pieceBytesOf({ ...identity, bytesPerToken: [1, 0.5, 4096] }, 64)).toEqual([64, 32, 262_144]);
+  expect(groupsOf({ ...IDENTITY, bytesPerToken: [1, 0.5, 4096] })[0]?.pieceBytes).toEqual([64, 32, 262_144]);
   for (const wrong of [0, -1, 0.3, Number.NaN, Number.POSITIVE_INFINITY, 2 ** 53]) {
-    expect(() => pieceBytesOf({ ...identity, bytesPerToken: [1, wrong] }, 64)).toThrow(
+    expect(() => groupsOf({ ...IDENTITY, bytesPerToken: [1, wrong] })).toThrow(
       `bytesPerToken[1]: ${wrong} x 64 tokens is no piece size`,
     );
   }
+});
+
+const IDENTITY = { id: 'm', revision: 'r', dtype: 'd', layout: 'l' };
+const grouped = (...groups: NonNullable<Model['groups']>) => groupsOf({ ...IDENTITY, groups });
+
+test('groups that keep whole prefixes come first, and windows count in columns', () => {
+  const groups = grouped(
+    { name: 'sliding', bytesPerToken: [0, 8], windowTokens: 130 },
+    { name: 'full', bytesPerToken: [4, 4] },
+    { name: 'hints', bytesPerToken: [1, 0], required: false },
+    { name: 'draft', bytesPerToken: [2, 2] },
+  );
+  expect(groups.map(({ name, keepsAll, windowColumns }) => [name, keepsAll, windowColumns])).toEqual([
+    ['full', true, Number.POSITIVE_INFINITY],
+    ['draft', true, Number.POSITIVE_INFINITY],
+    ['sliding', false, 3],
+    ['hints', false, Number.POSITIVE_INFINITY],
+  ]);
+  expect(groups[2]?.pieceBytes).toEqual([0, 512]);
+  // A quarter of the columns, and never less than one window.
+  expect([1, 4, 100].map((columns) => groups[2]?.slotsFor(columns))).toEqual([1, 3, 25]);
+  expect(groups[3]?.slotsFor(100)).toBe(100);
+});
+
+test('of a model that has only windows the widest keeps whole prefixes', () => {
+  const groups = grouped(
+    { name: 'narrow', bytesPerToken: [8], windowTokens: 64 },
+    { name: 'wide', bytesPerToken: [8], windowTokens: 4096 },
+  );
+  expect(groups.map(({ name, keepsAll, windowColumns }) => [name, keepsAll, windowColumns])).toEqual([
+    ['wide', true, 64],
+    ['narrow', false, 1],
+  ]);
+});
+
+test('groups that make no sense are refused by the name of what is wrong', () => {
+  const full = { name: 'full', bytesPerToken: [8, 8] };
+  const wrong: [string, NonNullable<Model['groups']>][] = [
+    ['groups: 0 groups', []],
+    ["groups[1].name: 'full' is empty or there twice", [full, full]],
+    ["groups[0].name: '' is empty", [{ ...full, name: '' }]],
+    ['groups[1].bytesPerToken: 1 shards, the groups before have 2', [full, { name: 'b', bytesPerToken: [8] }]],
+    ['groups[1].bytesPerToken: no shard holds anything of it', [full, { name: 'b', bytesPerToken: [0, 0] }]],
+    ['groups[0].bytesPerToken[0]: -1', [{ ...full, bytesPerToken: [-1, 8] }]],
+    ['groups[0].windowTokens: 0', [{ ...full, windowTokens: 0 }]],
+    ['groups[0].capacityShare: 2', [{ ...full, capacityShare: 2 }]],
+    ['groups: at least one has to be required', [{ ...full, required: false }]],
+    [
+      'groups: shard 1 holds nothing of any group',
+      [
+        { name: 'a', bytesPerToken: [8, 0] },
+        { name: 'b', bytesPerToken: [8, 0] },
+      ],
+    ],
+  ];
+  for (const [message, groups] of wrong) expect(() => grouped(...groups)).toThrow(`model.${message}`);
+  expect(() => groupsOf({ ...IDENTITY, bytesPerToken: [8], groups: [full] })).toThrow('give one of the two');
+  expect(() => groupsOf(IDENTITY)).toThrow('model.bytesPerToken: at least one shard is needed');
 });

@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs';
 import * as fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { KvssError } from '../../src/common/errors.js';
-import { pieceBytesOf } from '../../src/swdriver/model.js';
+import { groupsOf } from '../../src/swdriver/model.js';
 import {
   type DescribeOptions,
   describeModel,
@@ -265,7 +265,8 @@ test('layers are split over shards by number, by name or by share', () => {
   // As a driver's model: pieces of 64 tokens.
   const identity = { id: 'm', revision: 'r', dtype: 'bf16', layout: 'l' };
   const bytesPerToken = bytesOf(group70b, { layersPerShard: [26, 27, 27] });
-  expect(pieceBytesOf({ ...identity, bytesPerToken }, 64)).toEqual([26, 27, 27].map((count) => count * 4_096 * 64));
+  const pieceBytes = groupsOf({ ...identity, bytesPerToken })[0]?.pieceBytes;
+  expect(pieceBytes).toEqual([26, 27, 27].map((count) => count * 4_096 * 64));
 });
 
 test('one list of layers serves all groups of a model', () => {

@@ -16,7 +16,7 @@ test('the places of what a refill has not brought are used again when it is quie
   );
   const { sink } = request;
   if (!('place' in sink)) throw new Error('a wafer names places');
-  for (let index = 0; index < 3; index += 1) sink.place({ index, tenantTag: 7n, generation: 1 + index });
+  for (let index = 0; index < 3; index += 1) sink.place({ index, group: 'full', tenantTag: 7n, generation: 1 + index });
   expect(runtime.freePlaces).toBe(PLACES - 3);
   let beQuiet = () => {};
   await request.accept(
