@@ -6,6 +6,7 @@ export type { CarriedLink, Carrier } from './links/carrier.js';
 export { CarrierClient, type CarrierOptions } from './links/carrier_client.js';
 export { connectorFor } from './links/connect.js';
 export type { Connector, DaemonConnection, ShardLink } from './links/link.js';
+export type { ContentSpan } from './swdriver/contents.js';
 export type { DriverStats, GroupStats } from './swdriver/driver_stats.js';
 export { type EvictionPolicy, type LeafFacts, lru } from './swdriver/eviction_policy.js';
 export type { Hit, RefillResult } from './swdriver/hit.js';

@@ -1,4 +1,5 @@
 import { randomInt } from 'node:crypto';
+import { Contents } from './contents.js';
 import type { EvictionPolicy, LeafFacts } from './eviction_policy.js';
 import { LeafHeap } from './leaf_heap.js';
 import { hashColumn } from './prefix_hash.js';
@@ -44,6 +45,8 @@ export interface PrefixMapOptions {
  */
 export class PrefixMap {
   readonly columnTokens: number;
+  /** What columns hold besides tokens. */
+  readonly contents = new Contents();
   readonly #policy: EvictionPolicy;
   readonly #hashMask: number;
   readonly #hashSeed: number;
@@ -259,7 +262,7 @@ export class PrefixMap {
 
   /**
    * Adds a storing column below `parent`, with the place of its part of the first group. The caller has seen that there
-   * is no such child and that `size` is below the capacity.
+   * is no such child and that `size` is below the capacity. `spelling`: what the column holds besides tokens.
    */
   insert(
     parent: Node,
@@ -268,7 +271,7 @@ export class PrefixMap {
     stripe: number,
     slot: number,
     generation: number,
-    content = 0,
+    spelling = '',
   ): Node {
     if (!this.isRoot(parent) && this.#state[parent] === FREE) throw new Error('PrefixMap: insert below no column');
     const node = this.#take();
@@ -279,6 +282,7 @@ export class PrefixMap {
     this.#stripe[node] = stripe;
     this.#parts[node] = 0;
     this.#pending[node] = 0;
+    const content = this.contents.retain(spelling);
     this.#content[node] = content;
     this.addPart(node, 0, slot, generation);
     this.#pins[node] = 0;
@@ -442,6 +446,7 @@ export class PrefixMap {
     this.#unlinkBucket(node);
     if (this.#state[node] === STORED) this.#stored -= 1;
     this.#state[node] = FREE;
+    this.contents.release(this.#content[node] as number);
     this.#serial[node] = (this.#serial[node] as number) + 1;
     this.#nextSibling[node] = this.#freeHead;
     this.#freeHead = node;

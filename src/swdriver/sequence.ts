@@ -1,13 +1,13 @@
 import { localError } from '../common/errors.js';
-import { copyPiece } from '../links/copy_piece.js';
-import { Opcode, Status } from '../proto/generated.js';
+import { type Claim, ColumnWriter } from './column_writer.js';
+import { type ContentSpan, SpanList } from './contents.js';
 import type { DriverCore } from './driver_core.js';
 import type { Hit } from './hit.js';
 import type { Group } from './model.js';
 import { NONE, type Node } from './prefix_map.js';
-import { type ColumnRef, checkLength, checkPlace, type PieceSource } from './runtime.js';
+import type { PieceSource } from './runtime.js';
 import type { Stripe } from './stripe.js';
-import { type BatchOutcome, StripeGroup } from './stripe_group.js';
+import { StripeGroup } from './stripe_group.js';
 
 /** How an evict ended. */
 export interface EvictResult {
@@ -17,55 +17,46 @@ export interface EvictResult {
   present: number;
   /** Full columns that are not in the cache: no room, the runtime had them no more, or a shard failed. */
   dropped: number;
+  /** Columns with proposed tokens that are stored now and that nobody can find before a verdict accepts all of them. */
+  ahead: number;
 }
 
 // Columns that are written before they are sent, so that shards work while the runtime writes the next ones.
 const COLUMNS_PER_BATCH = 128;
 const NO_TOKENS = new Uint32Array(0);
-const NO_PLACE = -1;
-const NOTHING_SENT: Promise<BatchOutcome> = Promise.resolve(new Uint16Array(0));
 
-function partOf(parts: readonly ClaimedPart[], group: number): ClaimedPart | undefined {
-  for (let index = 0; index < parts.length; index += 1) {
-    if (parts[index]?.group === group) return parts[index];
-  }
-  return undefined;
+/** A column that holds proposed tokens: written ahead, in the map only when a verdict has accepted all of them. */
+interface AheadColumn {
+  readonly claim: Claim;
+  stored: boolean;
 }
 
-/** A place for the part of one group of a column. The slot is ours until letGo. */
-interface ClaimedPart {
-  readonly group: number;
-  readonly slot: number;
-  /** Where the runtime writes the bytes. */
-  readonly place: number;
-  /** Whether a prompt ends so near that it needs the part. */
-  readonly needed: boolean;
-}
-
-/** Places for parts of one column: entered in the map, not visible to matches. */
-interface Claim {
-  readonly stripe: Stripe;
-  readonly epoch: number;
-  readonly node: Node;
-  readonly serial: number;
-  /** Whether the column was in the cache already, and lacked these parts. */
-  readonly mending: boolean;
-  readonly index: number;
-  readonly generation: number;
-  /** Those that the runtime has not got are taken out. */
-  parts: ClaimedPart[];
+/** What a batch of an evict came to. */
+interface BatchEnd {
+  next: number;
+  known: number;
+  complete: boolean;
+  full: StripeGroup | undefined;
 }
 
 /**
  * One conversation of one tenant, as a growing list of verified tokens. Match a prompt, refill what is cached, let the
  * runtime compute the rest, evict the full columns, append what was decoded, evict again.
  *
- * Only give it tokens that the target model has confirmed: whatever is full becomes visible to later requests of the
- * tenant.
+ * Only append tokens that the target model has confirmed: whatever is full becomes visible to later requests of the
+ * tenant. Tokens of a draft that wait for their verdict are proposed: what is full of them may be written ahead, and
+ * nobody finds it before they are verified.
  */
 export class Sequence {
   #tokens: Uint32Array = NO_TOKENS;
+  /** Verified tokens. */
   #length = 0;
+  /** Verified and proposed tokens. */
+  #proposedLength = 0;
+  #spans: SpanList | undefined;
+  readonly #writer: ColumnWriter;
+  /** Columns written ahead, in order, the first one that of the first proposed token. */
+  #ahead: AheadColumn[] = [];
   /** Where the part that is known to be stored ends; its serial tells whether it still is. */
   #tip: Node;
   #tipSerial: number;
@@ -82,6 +73,7 @@ export class Sequence {
     private readonly namespace: string,
     private readonly tenantTag: bigint,
   ) {
+    this.#writer = new ColumnWriter(core, tenantTag);
     this.#tip = core.map.root(namespace);
     this.#tipSerial = 0;
   }
@@ -91,43 +83,84 @@ export class Sequence {
     return this.#length;
   }
 
-  /** Full columns of these tokens. */
+  /** Tokens that wait for a verdict. */
+  get proposedTokens(): number {
+    return this.#proposedLength - this.#length;
+  }
+
+  /** Full columns of verified tokens. */
   get fullColumns(): number {
     return Math.floor(this.#length / this.core.map.columnTokens);
   }
 
   /**
    * Begins a prompt: finds and pins its longest cached prefix. Takes no round trip and waits for nothing. The tokens
-   * are copied.
+   * are copied. `spans`: tokens that stand for something else, such as an image; their digests are part of what has to be
+   * the same. Throws KVSS_BAD_INPUT for spans that are not within the prompt.
    */
-  match(prompt: Uint32Array): Hit {
+  match(prompt: Uint32Array, options: { spans?: readonly ContentSpan[] } = {}): Hit {
     this.#checkOpen();
     if (this.#evicting > 0) throw localError('KVSS_BAD_INPUT', 'match: wait for the evict of this sequence first');
+    const spans = this.#spansOf(options.spans, 0, prompt.length, undefined);
+    this.#dropAhead();
+    this.#spans = spans;
     this.#tokens = prompt.slice();
     this.#length = prompt.length;
-    const hit = this.core.match(this.namespace, this.tenantTag, prompt);
-    this.#setTip(hit.lastNode ?? this.core.map.root(this.namespace), hit.columns);
+    this.#proposedLength = prompt.length;
+    const { map } = this.core;
+    const hit = this.core.match(this.namespace, this.tenantTag, prompt, spans?.numbersIn(map.contents));
+    this.#setTip(hit.lastNode ?? map.root(this.namespace), hit.columns);
     this.#branchColumns = hit.wholeColumns;
     return hit;
   }
 
-  /** Adds verified tokens behind the others. */
-  append(tokens: Uint32Array): void {
+  /**
+   * Adds verified tokens behind the others; `offset` of spans counts from the first of them. Throws KVSS_BAD_INPUT while
+   * tokens wait for a verdict.
+   */
+  append(tokens: Uint32Array, options: { spans?: readonly ContentSpan[] } = {}): void {
     this.#checkOpen();
-    const length = this.#length + tokens.length;
-    if (length > this.#tokens.length) {
-      const larger = new Uint32Array(Math.max(length, this.#tokens.length * 2));
-      larger.set(this.#tokens.subarray(0, this.#length));
-      this.#tokens = larger;
-    }
-    this.#tokens.set(tokens, this.#length);
-    this.#length = length;
+    if (this.proposedTokens > 0) throw localError('KVSS_BAD_INPUT', 'append: proposed tokens wait for their verdict');
+    this.#spans = this.#spansOf(options.spans, this.#length, tokens.length, this.#spans);
+    this.#put(tokens);
+    this.#length = this.#proposedLength;
   }
 
   /**
-   * Stores every full column that the cache has not got, from the first missing one. Resolves when they are visible to
-   * others, or have failed. Calls wait for each other. Throws only what the source throws; what was written before that
-   * is kept.
+   * Adds tokens that a draft proposes, behind the verified ones and those that it has proposed before. `evict` may write
+   * columns of them ahead, and nobody finds those.
+   */
+  propose(tokens: Uint32Array): void {
+    this.#checkOpen();
+    this.#put(tokens);
+  }
+
+  /**
+   * The verdict of the target on all proposed tokens: the first `accepted` are verified from now on, the others never were.
+   * `correction`: verified tokens that the target puts in their place. Columns that were written ahead and hold only
+   * accepted tokens become visible, in all groups, draft included; the slots of the others are free for the next ones. Takes
+   * the same time whatever the length of the sequence. Throws KVSS_BAD_INPUT for more tokens than were proposed.
+   */
+  verify(accepted: number, correction: Uint32Array = NO_TOKENS): void {
+    this.#checkOpen();
+    if (!Number.isInteger(accepted) || accepted < 0 || accepted > this.proposedTokens) {
+      throw localError('KVSS_BAD_INPUT', `verify: ${accepted} of ${this.proposedTokens} proposed tokens`);
+    }
+    this.#length += accepted;
+    this.#proposedLength = this.#length;
+    const { fullColumns } = this;
+    const kept = this.#ahead.filter(({ claim }) => claim.index < fullColumns);
+    for (const { claim } of this.#ahead) if (claim.index >= fullColumns) this.#writer.discard(claim);
+    this.#ahead = kept;
+    if (this.#evicting === 0) this.#publishAhead();
+    this.#put(correction);
+    this.#length = this.#proposedLength;
+  }
+
+  /**
+   * Stores every full column that the cache has not got, from the first missing one, and writes columns with proposed
+   * tokens ahead. Resolves when they are visible to others, or have failed. Calls wait for each other. Throws only what the
+   * source throws; what was written before that is kept.
    */
   evict(source: PieceSource, options: { deadlineMs?: number } = {}): Promise<EvictResult> {
     this.#checkOpen();
@@ -143,54 +176,79 @@ export class Sequence {
     return result;
   }
 
-  /** Ends the sequence. What it has stored stays in the cache. */
+  /** Ends the sequence. What it has stored stays in the cache; what waits for a verdict goes. */
   close(): void {
     this.#closed = true;
+    this.#dropAhead();
     this.#tokens = NO_TOKENS;
     this.#length = 0;
+    this.#proposedLength = 0;
   }
 
   async #evict(source: PieceSource, deadlineMs: number): Promise<EvictResult> {
-    const { map, stats, clock } = this.core;
+    const { map, stats } = this.core;
     const full = this.fullColumns;
     // close() drops the tokens, and what has begun has to go on with those that it began with.
     const tokens = this.#tokens;
+    const proposed = Math.floor(this.#proposedLength / map.columnTokens);
     const from = this.#findTip();
     // Held until the end: the column that the new ones continue must not make room for them.
     const { tip, serial } = { tip: this.#tip, serial: this.#tipSerial };
     map.pin(tip);
-    const running: Promise<number>[] = [];
+    const running: Promise<readonly Claim[]>[] = [];
+    const budget = { leftMs: deadlineMs };
     let present = from;
-    // Of all batches together. The source's own time does not count.
-    let left = deadlineMs;
     let stored = 0;
     try {
-      for (let column = from; column < full; ) {
-        const batch = await this.#storeBatch(source, tokens, column, full, (stripe, claims, last) =>
-          running.push(this.#send(stripe, claims, left, last)),
-        );
-        present += batch.known;
-        if (batch.full) {
-          // What is on its way makes room when it has arrived; where nothing arrives, nothing more is sent.
-          if (!batch.full.usable) break;
-          const asked = clock.now();
-          await batch.full.placeFreed(left);
-          left -= clock.now() - asked;
-          if (left <= 0) break;
-        } else if (!batch.complete) {
-          break;
-        }
-        column = batch.next;
-      }
+      const send = (stripe: Stripe, claims: readonly Claim[], last: boolean) =>
+        running.push(this.#store(stripe, claims, budget.leftMs, last));
+      present += await this.#inBatches(from, full, budget, (column) =>
+        this.#storeBatch(source, tokens, column, full, send),
+      );
     } finally {
-      for (const count of await Promise.all(running)) stored += count;
+      for (const claims of await Promise.all(running)) {
+        for (const { mending } of claims) if (!mending) stored += 1;
+      }
       map.unpin(tip, serial);
       stats.columnsEvicted += stored;
       this.#findTip();
+      this.#publishAhead();
     }
     const dropped = Math.max(0, full - present - stored);
     stats.columnsDropped += dropped;
-    return { stored, present, dropped };
+    const ahead = dropped === 0 ? await this.#writeAhead(source, full, proposed, budget) : 0;
+    return { stored, present, dropped, ahead };
+  }
+
+  /**
+   * Goes through columns in batches, and waits where all places for bytes on their way are taken. Ends early where a batch
+   * does. Answers how many columns were known already.
+   */
+  async #inBatches(
+    from: number,
+    to: number,
+    budget: { leftMs: number },
+    batchAt: (column: number) => Promise<BatchEnd>,
+  ): Promise<number> {
+    const { clock } = this.core;
+    let known = 0;
+    for (let column = from; column < to; ) {
+      const batch = await batchAt(column);
+      known += batch.known;
+      if (batch.full) {
+        // What is on its way makes room when it has arrived; where nothing arrives, nothing more is sent.
+        if (!batch.full.usable) break;
+        const asked = clock.now();
+        // Of all batches together. The source's own time does not count.
+        await batch.full.placeFreed(budget.leftMs);
+        budget.leftMs -= clock.now() - asked;
+        if (budget.leftMs <= 0) break;
+      } else if (!batch.complete) {
+        break;
+      }
+      column = batch.next;
+    }
+    return known;
   }
 
   /** Claims, writes and sends up to a batch of columns, beginning with `column`, which continues the tip. */
@@ -199,9 +257,11 @@ export class Sequence {
     tokens: Uint32Array,
     column: number,
     last: number,
-    send: (stripe: Stripe, claims: Claim[], last: boolean) => void,
-  ): Promise<{ next: number; known: number; complete: boolean; full: StripeGroup | undefined }> {
+    send: (stripe: Stripe, claims: readonly Claim[], last: boolean) => void,
+  ): Promise<BatchEnd> {
     const { map } = this.core;
+    const writer = this.#writer;
+    const needed = this.#neededBefore(last);
     const batches = new Map<Stripe, Claim[]>();
     const end = Math.min(last, column + COLUMNS_PER_BATCH);
     let known = 0;
@@ -211,11 +271,11 @@ export class Sequence {
       for (; cursor < end; cursor += 1) {
         // While the runtime wrote, a shard may have died and taken the columns before this one along.
         if (!map.isCurrent(this.#tip, this.#tipSerial)) break;
-        const existing = map.child(this.#tip, tokens, cursor * map.columnTokens);
+        const existing = this.#childOfTip(tokens, cursor);
         const claim =
           existing === NONE
-            ? this.#claim(source, tokens, cursor, last)
-            : this.#claimMissing(source, existing, cursor, last);
+            ? this.#claimNext(source, tokens, cursor, needed)
+            : writer.claimMissing(source, existing, cursor, needed);
         if (claim instanceof StripeGroup) {
           full = claim;
           break;
@@ -223,26 +283,18 @@ export class Sequence {
         if (existing !== NONE) {
           known += 1;
           this.#setTip(existing, cursor + 1);
+          if (!claim) continue;
         }
-        if (!claim) {
-          if (existing !== NONE) continue;
-          break;
-        }
-        let written = false;
-        try {
-          const outcome = this.#write(source, claim);
-          written = typeof outcome === 'boolean' ? outcome : await outcome;
-        } finally {
-          if (!written) this.#abandon(claim);
-        }
-        if (!written) {
+        if (!claim) break;
+        const outcome = this.#written(source, claim);
+        if (!(typeof outcome === 'boolean' ? outcome : await outcome)) {
           if (claim.mending) continue;
           break;
         }
         const batch = batches.get(claim.stripe);
         if (batch) batch.push(claim);
         else batches.set(claim.stripe, [claim]);
-        if (!this.#holds(claim)) break;
+        if (!writer.holds(claim)) break;
         if (!claim.mending) this.#setTip(claim.node, cursor + 1);
       }
     } finally {
@@ -252,345 +304,178 @@ export class Sequence {
     return { next: cursor, known, complete: cursor === end, full };
   }
 
-  /**
-   * Finds room for the column that continues the tip and enters it in the map, invisible as yet. Answers with the group
-   * of which all places for bytes on their way are taken, with nothing where there is no room or the runtime has the column
-   * no more.
-   */
-  #claim(source: PieceSource, tokens: Uint32Array, column: number, last: number): Claim | StripeGroup | undefined {
-    const { core } = this;
-    const { map } = core;
+  /** Room for the column that continues the tip, and enters it in the map. */
+  #claimNext(
+    source: PieceSource,
+    tokens: Uint32Array,
+    column: number,
+    needed: (group: number, column: number) => boolean,
+  ): Claim | StripeGroup | undefined {
+    const claim = this.#claimBehindTip(source, column, needed);
+    if (claim && !(claim instanceof StripeGroup)) {
+      this.#writer.enter(claim, this.#tip, tokens, this.#spans?.spellingOf(column) ?? '');
+    }
+    return claim;
+  }
+
+  #claimBehindTip(
+    source: PieceSource,
+    column: number,
+    needed: (group: number, column: number) => boolean,
+  ): Claim | StripeGroup | undefined {
+    const { map } = this.core;
+    const { tip, serial } = { tip: this.#tip, serial: this.#tipSerial };
     // The tip may be a leaf, and must not be what makes the room.
-    map.pin(this.#tip);
-    const room = core.claimRoom();
-    map.unpin(this.#tip, this.#tipSerial);
-    if (!room) return undefined;
-    const { stripe, slots } = room;
-    const generation = core.nextGeneration();
-    const parts: ClaimedPart[] = [];
-    for (let group = 0; group < slots.length; group += 1) {
-      const slot = slots[group] as number;
-      const place = this.#placeFor(source, stripe, group, slot, column, generation, parts);
-      if (typeof place !== 'number') {
-        for (const part of parts) this.#giveUp(stripe, part);
-        for (let other = group + 1; other < slots.length; other += 1) {
-          this.#giveUp(stripe, { group: other, slot: slots[other] as number, place: NO_PLACE, needed: true });
-        }
-        return place;
-      }
-      parts.push({ group, slot, place, needed: true });
+    map.pin(tip);
+    try {
+      return this.#writer.claim(source, column, needed);
+    } finally {
+      map.unpin(tip, serial);
     }
-    const first = parts[0] as ClaimedPart;
-    const node = map.insert(this.#tip, tokens, column * map.columnTokens, stripe.index, first.slot, generation);
-    for (const { group, slot } of parts.slice(1)) map.addPart(node, group, slot, generation);
-    const claim: Claim = {
-      stripe,
-      epoch: stripe.epoch,
-      node,
-      serial: map.serial(node),
-      mending: false,
-      index: column,
-      generation,
-      parts,
-    };
-    return this.#claimWindows(source, claim, last) ?? claim;
   }
 
-  /** Finds room for what a stored column lacks of windows and optional groups. Answers nothing where it lacks nothing. */
-  #claimMissing(source: PieceSource, node: Node, column: number, last: number): Claim | StripeGroup | undefined {
-    const { core } = this;
-    const { map } = core;
-    if (core.windowGroups.length === 0 || !map.isStored(node)) return undefined;
-    if (core.windowGroups.every((group) => map.hasPart(node, group))) return undefined;
-    const stripe = core.stripes[map.stripe(node)] as Stripe;
-    const claim: Claim = {
-      stripe,
-      epoch: stripe.epoch,
-      node,
-      serial: map.serial(node),
-      mending: true,
-      index: column,
-      generation: core.nextGeneration(),
-      parts: [],
-    };
-    const busy = this.#claimWindows(source, claim, last);
-    return busy ?? (claim.parts.length > 0 ? claim : undefined);
+  /** Has the runtime write a claimed column; gives the claim up where it has not got it. */
+  #written(source: PieceSource, claim: Claim): boolean | Promise<boolean> {
+    let done = false;
+    try {
+      const outcome = this.#writer.write(source, claim);
+      if (typeof outcome !== 'boolean') {
+        done = true;
+        return this.#writtenLater(outcome, claim);
+      }
+      done = outcome;
+      return outcome;
+    } finally {
+      if (!done) this.#writer.abandon(claim);
+    }
   }
 
-  /**
-   * Adds places for parts of windows and optional groups that the column lacks, as far as there is room for them. Where all
-   * places for bytes on their way are taken that a needed part would have, the claim is given up, and the answer is the group.
-   */
-  #claimWindows(source: PieceSource, claim: Claim, last: number): StripeGroup | undefined {
-    const { core } = this;
-    const { map } = core;
-    const { stripe, node, generation, index, parts } = claim;
-    for (const group of core.windowGroups) {
-      if (map.hasPart(node, group)) continue;
-      const needed = this.#isNeeded(group, index, last);
-      const slot = core.claimWindowSlot(stripe, group, needed);
-      if (slot === undefined) continue;
-      const place = this.#placeFor(source, stripe, group, slot, index, generation, []);
-      if (typeof place === 'number') {
-        map.addPart(node, group, slot, generation);
-        parts.push({ group, slot, place, needed });
-      } else if (place && needed) {
-        this.#abandon(claim);
-        return place;
-      }
+  async #writtenLater(outcome: Promise<boolean>, claim: Claim): Promise<boolean> {
+    let written = false;
+    try {
+      written = await outcome;
+    } finally {
+      if (!written) this.#writer.abandon(claim);
     }
-    return undefined;
+    return written;
+  }
+
+  /** Sends written columns and makes those visible that every shard has stored. */
+  async #store(stripe: Stripe, claims: readonly Claim[], deadlineMs: number, last: boolean): Promise<readonly Claim[]> {
+    const stored = await this.#writer.send(stripe, claims, deadlineMs, last);
+    for (const claim of stored) this.#writer.publish(claim);
+    return stored;
+  }
+
+  /** Writes columns with proposed tokens, as far as no verdict comes meanwhile. Answers how many are stored. */
+  async #writeAhead(source: PieceSource, from: number, to: number, budget: { leftMs: number }): Promise<number> {
+    const { map } = this.core;
+    const writer = this.#writer;
+    const first = from + this.#ahead.length;
+    if (first >= to || this.#tipColumns !== from) return 0;
+    const needed = this.#neededBefore(to);
+    const { tip, serial } = { tip: this.#tip, serial: this.#tipSerial };
+    // What will be continued must not make room.
+    map.pin(tip);
+    const running: Promise<readonly Claim[]>[] = [];
+    let stored = 0;
+    try {
+      for (let column = first; column < to; column += 1) {
+        // A verdict has come, or the sequence has ended.
+        if (this.#proposedLength < (column + 1) * map.columnTokens || from + this.#ahead.length !== column) break;
+        const claim = this.#claimBehindTip(source, column, needed);
+        if (!claim || claim instanceof StripeGroup) break;
+        const ahead: AheadColumn = { claim, stored: false };
+        this.#ahead.push(ahead);
+        const outcome = this.#written(source, claim);
+        if (!(typeof outcome === 'boolean' ? outcome : await outcome)) break;
+        running.push(
+          writer.send(claim.stripe, [claim], budget.leftMs, column === to - 1).then((claims) => {
+            ahead.stored = claims.length > 0;
+            return claims;
+          }),
+        );
+      }
+    } finally {
+      for (const claims of await Promise.all(running)) stored += claims.length;
+      map.unpin(tip, serial);
+      // What could not be stored, and what should have followed it, will have to be evicted when it has been verified.
+      const failed = this.#ahead.findIndex((ahead) => !ahead.stored);
+      if (failed >= 0) for (const { claim } of this.#ahead.splice(failed)) writer.discard(claim);
+      this.#publishAhead();
+    }
+    return stored;
+  }
+
+  /** Makes columns visible that were written ahead and have been verified. */
+  #publishAhead(): void {
+    const { stats } = this.core;
+    for (let ahead = this.#ahead[0]; ahead; ahead = this.#ahead[0]) {
+      const { claim, stored } = ahead;
+      if (claim.index >= this.fullColumns || (!stored && this.#writer.holds(claim))) return;
+      this.#ahead.shift();
+      const follows = this.#findTip() === claim.index && this.#writer.holds(claim);
+      const existing = follows ? this.#childOfTip(this.#tokens, claim.index) : NONE;
+      if (!follows || existing !== NONE) {
+        // What it continues is gone, or another sequence was faster.
+        this.#writer.discard(claim);
+        if (existing !== NONE) this.#setTip(existing, claim.index + 1);
+        continue;
+      }
+      this.#writer.enter(claim, this.#tip, this.#tokens, this.#spans?.spellingOf(claim.index) ?? '');
+      this.#writer.publish(claim);
+      stats.columnsEvicted += 1;
+      this.#setTip(claim.node, claim.index + 1);
+    }
+  }
+
+  /** Nothing that was written ahead will be verified any more. */
+  #dropAhead(): void {
+    for (const { claim } of this.#ahead.splice(0)) this.#writer.discard(claim);
+  }
+
+  /** The column that continues the tip with the tokens at a position; NONE where there is none. */
+  #childOfTip(tokens: Uint32Array, column: number): Node {
+    const { map } = this.core;
+    const content = this.#spans === undefined ? 0 : map.contents.find(this.#spans.spellingOf(column));
+    return map.child(this.#tip, tokens, column * map.columnTokens, content);
   }
 
   /**
    * Whether a prompt ends so near behind a column that it needs its part of a group: this one does at its end, and others
    * where they part from it.
    */
-  #isNeeded(group: number, column: number, last: number): boolean {
-    const { windowColumns } = this.core.settings.groups[group] as Group;
+  #neededBefore(last: number): (group: number, column: number) => boolean {
+    const { groups } = this.core.settings;
     const branch = this.#branchColumns;
-    return column >= last - windowColumns || (column < branch && column >= branch - windowColumns);
+    return (group, column) => {
+      const { windowColumns } = groups[group] as Group;
+      return column >= last - windowColumns || (column < branch && column >= branch - windowColumns);
+    };
   }
 
-  /**
-   * A place for the bytes of one part. Gives the slot back where there is none: answers with the group where all places
-   * are taken, with nothing where the runtime has the part no more.
-   */
-  #placeFor(
-    source: PieceSource,
-    stripe: Stripe,
-    group: number,
-    slot: number,
-    column: number,
-    generation: number,
-    others: readonly ClaimedPart[],
-  ): number | StripeGroup | undefined {
-    const owner = stripe.groups[group] as StripeGroup;
-    const byRuntime = owner.placedByRuntime && 'place' in source;
-    let place: number | undefined;
-    try {
-      place = byRuntime ? this.#askPlace(source, this.#refOf(column, group, generation), group) : owner.takePlace(slot);
-    } catch (thrown) {
-      this.#giveUp(stripe, { group, slot, place: NO_PLACE, needed: true });
-      for (const part of others) this.#giveUp(stripe, part);
-      throw thrown;
+  #spansOf(
+    spans: readonly ContentSpan[] | undefined,
+    from: number,
+    length: number,
+    before: SpanList | undefined,
+  ): SpanList | undefined {
+    if (spans === undefined || spans.length === 0) return before;
+    const list = before ?? new SpanList(this.core.map.columnTokens);
+    list.add(spans, from, length);
+    return list;
+  }
+
+  /** Puts tokens behind all others. */
+  #put(tokens: Uint32Array): void {
+    const length = this.#proposedLength + tokens.length;
+    if (length > this.#tokens.length) {
+      const larger = new Uint32Array(Math.max(length, this.#tokens.length * 2));
+      larger.set(this.#tokens.subarray(0, this.#proposedLength));
+      this.#tokens = larger;
     }
-    if (place !== undefined) return place;
-    this.#giveUp(stripe, { group, slot, place: NO_PLACE, needed: true });
-    return byRuntime ? undefined : owner;
-  }
-
-  /** Gives a slot and a place back that nobody has heard of. */
-  #giveUp(stripe: Stripe, { group, slot, place }: ClaimedPart): void {
-    const owner = stripe.groups[group] as StripeGroup;
-    owner.letGo(slot, owner.epoch);
-    owner.giveSlot(slot);
-    if (place !== NO_PLACE) owner.givePlace(place, owner.epoch);
-  }
-
-  /** Asks the runtime where the part of a column lies. */
-  #askPlace(
-    source: { place(column: ColumnRef): number | undefined },
-    ref: ColumnRef,
-    group: number,
-  ): number | undefined {
-    const place = source.place(ref);
-    return place === undefined ? undefined : checkPlace(place, this.core.settings.places[group] as number);
-  }
-
-  #refOf(index: number, group: number, generation: number): ColumnRef {
-    const { name } = this.core.settings.groups[group] as Group;
-    return { index, group: name, tenantTag: this.tenantTag, generation };
-  }
-
-  /** Whether the claimed places are still this column's: a shard that dies takes them away. */
-  #holds(claim: Claim): boolean {
-    return claim.stripe.epoch === claim.epoch && this.core.map.isCurrent(claim.node, claim.serial);
-  }
-
-  /** Gives a claim up. Only now may its slots go to another column: until now the runtime was writing there. */
-  #abandon(claim: Claim): void {
-    const { stripe, epoch, node } = claim;
-    if (this.#holds(claim)) {
-      if (!claim.mending) this.core.remove(node);
-      else for (const { group } of claim.parts) this.core.dropPart(node, group);
-    } else if (stripe.epoch === epoch) {
-      // Removed while it was being written, perhaps because its tenant was forgotten: nothing of it may stay. What lies
-      // in the runtime's memory is the runtime's.
-      for (const { group, place } of claim.parts) {
-        const owner = stripe.groups[group] as StripeGroup;
-        if (!owner.placedByRuntime) for (const piece of owner.pieces(place)) piece.fill(0);
-      }
-    }
-    for (const part of claim.parts) this.#letGo(claim, part);
-  }
-
-  /** Whoever writes a part writes no more: from now on only what is in flight keeps its slot. */
-  #letGo({ stripe, epoch }: Claim, { group, slot, place }: ClaimedPart): void {
-    const owner = stripe.groups[group] as StripeGroup;
-    owner.letGo(slot, epoch);
-    owner.givePlace(place, epoch);
-  }
-
-  /**
-   * Has the runtime write all parts of a column. Answers whether it had those that every column needs; others that it had
-   * not are taken out of the claim.
-   */
-  #write(source: PieceSource, claim: Claim): boolean | Promise<boolean> {
-    for (let index = 0; index < claim.parts.length; index += 1) {
-      const written = this.#writePart(source, claim, claim.parts[index] as ClaimedPart);
-      if (typeof written !== 'boolean') return this.#writeRest(source, claim, index, written);
-      if (written) continue;
-      if (!this.#canLack(claim, index)) return false;
-      index -= 1;
-    }
-    return claim.parts.length > 0;
-  }
-
-  /** Goes on with a part that the source takes its time for. */
-  async #writeRest(source: PieceSource, claim: Claim, from: number, first: Promise<boolean>): Promise<boolean> {
-    let written: boolean | Promise<boolean> = first;
-    for (let index = from; ; ) {
-      if (await written) index += 1;
-      else if (!this.#canLack(claim, index)) return false;
-      if (index >= claim.parts.length) return claim.parts.length > 0;
-      written = this.#writePart(source, claim, claim.parts[index] as ClaimedPart);
-    }
-  }
-
-  /** Takes a part out of a claim that the column can do without. Answers false where it cannot. */
-  #canLack(claim: Claim, index: number): boolean {
-    const part = claim.parts[index] as ClaimedPart;
-    if (this.core.settings.groups[part.group]?.keepsAll) return false;
-    // Removed meanwhile: the whole claim is given up, which sees to what has been written.
-    if (!this.#holds(claim)) return false;
-    claim.parts.splice(index, 1);
-    this.core.dropPart(claim.node, part.group);
-    this.#letGo(claim, part);
-    return true;
-  }
-
-  /** Answers whether the runtime had the part. */
-  #writePart(source: PieceSource, claim: Claim, { group, place }: ClaimedPart): boolean | Promise<boolean> {
-    const owner = claim.stripe.groups[group] as StripeGroup;
-    // It lies where it is sent from.
-    if (owner.placedByRuntime) return true;
-    const ref = this.#refOf(claim.index, group, claim.generation);
-    const pieces = owner.pieces(place);
-    if ('write' in source) return source.write(ref, pieces);
-    if ('place' in source) {
-      const at = source.place(ref);
-      if (at === undefined) return false;
-      const bytes = owner.runtimePieces(checkPlace(at, this.core.settings.places[group] as number));
-      for (const [shard, piece] of pieces.entries()) {
-        if (piece.length > 0) copyPiece(piece, bytes[shard] as Uint8Array);
-      }
-      return true;
-    }
-    for (const [shard, piece] of pieces.entries()) {
-      // A shard without layers of the group.
-      if (piece.length === 0) continue;
-      const bytes = source.locate(ref, shard);
-      if (!bytes) return false;
-      checkLength(bytes, piece, shard);
-      copyPiece(piece, bytes);
-    }
-    return true;
-  }
-
-  /** Sends written columns and publishes those that every shard has stored. Answers how many. */
-  async #send(stripe: Stripe, written: readonly Claim[], deadlineMs: number, last: boolean): Promise<number> {
-    const claims = written.filter((claim) => {
-      const holds = this.#holds(claim);
-      if (!holds) this.#abandon(claim);
-      return holds;
-    });
-    if (claims.length === 0) return 0;
-    const { groups } = stripe;
-    // All groups are on their way before any is waited for.
-    const finished: Promise<BatchOutcome>[] = [];
-    for (let group = 0; group < groups.length; group += 1) {
-      finished.push(this.#sendGroup(groups[group] as StripeGroup, group, claims, deadlineMs, last));
-    }
-    // In flight now, which keeps the slots as well.
-    for (const claim of claims) for (const part of claim.parts) this.#letGo(claim, part);
-    const outcomes =
-      finished.length === 1 ? [await (finished[0] as Promise<BatchOutcome>)] : await Promise.all(finished);
-    return this.#settle(claims, outcomes);
-  }
-
-  #sendGroup(
-    owner: StripeGroup,
-    group: number,
-    claims: readonly Claim[],
-    deadlineMs: number,
-    last: boolean,
-  ): Promise<BatchOutcome> {
-    const slots = new Uint32Array(claims.length);
-    const places = new Uint32Array(claims.length);
-    const generations = new Float64Array(claims.length);
-    let items = 0;
-    for (let item = 0; item < claims.length; item += 1) {
-      const { parts, generation } = claims[item] as Claim;
-      const part = partOf(parts, group);
-      if (!part) continue;
-      slots[items] = part.slot;
-      places[items] = part.place;
-      generations[items] = generation;
-      items += 1;
-    }
-    if (items === 0) return NOTHING_SENT;
-    const all = items === claims.length;
-    return owner.run({
-      opcode: Opcode.evict,
-      flags: 0,
-      slots: all ? slots : slots.slice(0, items),
-      places: all ? places : places.slice(0, items),
-      generations: all ? generations : generations.slice(0, items),
-      tenantTag: this.tenantTag,
-      deadlineMs,
-      // Looking for one keeps the others from being sent.
-      awaited: last && group === this.core.settings.groups.length - 1,
-    });
-  }
-
-  /** Makes visible what has been stored in every group that needs it, and takes back the rest. Answers how many columns. */
-  #settle(claims: readonly Claim[], outcomes: readonly BatchOutcome[]): number {
-    const { core } = this;
-    const { map } = core;
-    const next = outcomes.map(() => 0);
-    let stored = 0;
-    for (const claim of claims) {
-      const { node, serial, parts, mending } = claim;
-      let whole = true;
-      const failed: number[] = [];
-      for (let index = 0; index < parts.length; index += 1) {
-        const { group } = parts[index] as ClaimedPart;
-        const item = next[group] as number;
-        next[group] = item + 1;
-        if (outcomes[group]?.[item] === Status.ok) continue;
-        if (core.settings.groups[group]?.keepsAll) whole = false;
-        else failed.push(group);
-      }
-      if (!map.isCurrent(node, serial)) continue;
-      if (!whole) {
-        core.remove(node);
-        continue;
-      }
-      for (const group of failed) core.dropPart(node, group);
-      for (let index = 0; index < parts.length; index += 1) {
-        const { group, needed } = parts[index] as ClaimedPart;
-        if (core.settings.groups[group]?.keepsAll || failed.includes(group)) continue;
-        map.confirmPart(node, group);
-        core.countEvicted(group, 1);
-        core.windowOf(node, group).add(node, needed);
-      }
-      if (mending) continue;
-      map.publish(node);
-      stored += 1;
-    }
-    for (let group = 0; core.settings.groups[group]?.keepsAll; group += 1) core.countEvicted(group, stored);
-    return stored;
+    this.#tokens.set(tokens, this.#proposedLength);
+    this.#proposedLength = length;
   }
 
   /** Makes the tip the last column of this sequence that is in the map, and answers how many columns that is. */
@@ -599,7 +484,9 @@ export class Sequence {
     if (!map.isCurrent(this.#tip, this.#tipSerial) || !map.isStored(this.#tip)) {
       const path: Node[] = [];
       const root = map.root(this.namespace);
-      const columns = map.walk(root, this.#tokens.subarray(0, this.#length), 0, this.#tipColumns, path);
+      const tokens = this.#tokens.subarray(0, this.#length);
+      const contents = this.#spans?.numbersIn(map.contents);
+      const columns = map.walk(root, tokens, 0, this.#tipColumns, path, contents);
       this.#setTip(path.at(-1) ?? root, columns);
     }
     return this.#tipColumns;

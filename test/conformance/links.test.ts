@@ -72,7 +72,7 @@ describe.each(Object.entries(LINKS))('over %s', (_name, link) => {
       const sequence = driver.openSequence({ isolationId: 'acme' });
       const request = wafer.request('acme', tokens);
       sequence.match(tokens).release();
-      expect(await sequence.evict(request.source)).toEqual({ stored: 50, present: 0, dropped: 0 });
+      expect(await sequence.evict(request.source)).toMatchObject({ stored: 50, present: 0, dropped: 0 });
       expect(await refill(driver.openSequence({ isolationId: 'acme' }).match(tokens), request)).toBe(50);
       expect(wafer.stats.bytesVerified).toBe(50 * 64 * (16 + 32));
       expect(driver.openSequence({ isolationId: 'globex' }).match(tokens).columns).toBe(0);
@@ -220,7 +220,7 @@ describe.each(Object.entries(LINKS))('over %s', (_name, link) => {
     first.kill('SIGKILL');
     await down;
     expect(sequence.match(tokens).columns).toBe(0);
-    expect(await sequence.evict(request.source)).toEqual({ stored: 0, present: 0, dropped: 15 });
+    expect(await sequence.evict(request.source)).toMatchObject({ stored: 0, present: 0, dropped: 15 });
     await using _second = await TestDaemon.start(socket, { flags: fixed });
     await up;
     expect(sequence.match(tokens).columns).toBe(0);

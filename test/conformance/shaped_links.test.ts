@@ -43,7 +43,7 @@ test.each(['shared memory', 'TCP'])('over %s and emulated paths what was evicted
       const sequence = driver.openSequence({ isolationId: tenant });
       const request = wafer.request(tenant, tokens);
       sequence.match(tokens).release();
-      expect(await sequence.evict(request.source)).toEqual({ stored: 20, present: 0, dropped: 0 });
+      expect(await sequence.evict(request.source)).toMatchObject({ stored: 20, present: 0, dropped: 0 });
       const hit = sequence.match(tokens);
       const { columns } = await hit.refill(request.sink);
       request.accept(columns);

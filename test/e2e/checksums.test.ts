@@ -81,7 +81,7 @@ describe('a wire that flips a bit', () => {
     const sequence = driver.openSequence({ isolationId: 'acme' });
     sequence.match(tokens).release();
     // What continues the damaged column cannot be reached without it, so it is dropped as well.
-    expect(await sequence.evict(request.source)).toEqual({ stored: 2, present: 0, dropped: 8 });
+    expect(await sequence.evict(request.source)).toMatchObject({ stored: 2, present: 0, dropped: 8 });
     expect(wire.damaged).toBe(1);
     await daemon.awaitMetric('kvss_evict_faults_total', 1);
     expect((await sequence.evict(request.source)).stored).toBe(8);

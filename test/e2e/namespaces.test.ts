@@ -134,7 +134,7 @@ describe.skipIf(obstacle !== undefined)('a driver and two daemons, each on a hos
         const tokens = promptOf(1, 1, 1);
         expect(sequence.match(tokens).columns).toBe(0);
         const { source } = work.wafer.request('another', tokens);
-        expect(await sequence.evict(source)).toEqual({ stored: 0, present: 0, dropped: 7 });
+        expect(await sequence.evict(source)).toMatchObject({ stored: 0, present: 0, dropped: 7 });
       }
       far.plug();
       await up;

@@ -269,7 +269,7 @@ test('with room for everything and nothing going wrong, a hit is exactly as long
       expect(await refill).toMatchObject({ columns: known, tokens: known * COLUMN_TOKENS });
       const evict = world.evict(owner, source);
       await world.letRuntimesFinish();
-      expect(await evict).toEqual({ stored: full - known, present: known, dropped: 0 });
+      expect(await evict).toMatchObject({ stored: full - known, present: known, dropped: 0 });
       expect(world.release(hit)).toBe(true);
       world.check();
     }

@@ -51,9 +51,9 @@ test('a prompt that was evicted comes back whole, through every kind of sink', a
 test('tokens that do not fill a column are not stored', async () => {
   const world = await small({ immediate: true });
   const { owner } = world.open('a', columns(1).slice(0, 3));
-  expect(await world.evict(owner)).toEqual({ stored: 0, present: 0, dropped: 0 });
+  expect(await world.evict(owner)).toMatchObject({ stored: 0, present: 0, dropped: 0 });
   world.append(owner, [4]);
-  expect(await world.evict(owner)).toEqual({ stored: 1, present: 0, dropped: 0 });
+  expect(await world.evict(owner)).toMatchObject({ stored: 1, present: 0, dropped: 0 });
   await world.finish();
 });
 
@@ -102,7 +102,7 @@ test('where the runtime of the first of two evicts fails, what the second put be
   await settled();
   world.resumeRuntimes();
   await settled();
-  expect(await served(world, failing)).toEqual({ stored: 0, present: 0, dropped: 1 });
+  expect(await served(world, failing)).toMatchObject({ stored: 0, present: 0, dropped: 1 });
   await served(world, following);
   expect(world.driver.columns).toBe(0);
   expect(world.open('a', columns(3)).hit.hit.columns).toBe(0);
@@ -122,10 +122,10 @@ test('a slot is not given to another column while the runtime of the one that lo
   await failing;
   const other = world.open('b', columns(2, 100)).owner;
   const third = await served(world, world.evict(other));
-  expect(third).toEqual({ stored: 1, present: 0, dropped: 1 });
+  expect(third).toMatchObject({ stored: 1, present: 0, dropped: 1 });
   world.resumeRuntimes();
   await served(world, orphan);
-  expect(await served(world, world.evict(other))).toEqual({ stored: 1, present: 1, dropped: 0 });
+  expect(await served(world, world.evict(other))).toMatchObject({ stored: 1, present: 1, dropped: 0 });
   const refilled = world.refill(world.match(other, other.tokens));
   expect((await served(world, refilled))?.columns).toBe(2);
   await world.finish();
@@ -139,7 +139,7 @@ test('an evict begins anew where its tip was evicted in between', async () => {
   await store(world, 'b', columns(3, 100));
   expect(world.open('a', columns(2)).hit.hit.columns).toBe(0);
   world.append(owner, columns(1, 9));
-  expect(await world.evict(owner)).toEqual({ stored: 3, present: 0, dropped: 0 });
+  expect(await world.evict(owner)).toMatchObject({ stored: 3, present: 0, dropped: 0 });
   expect(world.open('a', owner.tokens).hit.hit.columns).toBe(3);
   await world.finish();
 });
@@ -150,7 +150,7 @@ test('a column does not make room for the one that continues it', async () => {
   // A sequence that has matched nothing, and so holds nothing.
   const owner = world.sequence('a');
   world.append(owner, columns(2));
-  expect(await world.evict(owner)).toEqual({ stored: 0, present: 1, dropped: 1 });
+  expect(await world.evict(owner)).toMatchObject({ stored: 0, present: 1, dropped: 1 });
   expect(world.open('a', columns(2)).hit.hit.columns).toBe(1);
   await world.finish();
 });
@@ -158,8 +158,8 @@ test('a column does not make room for the one that continues it', async () => {
 test('of a prompt that is longer than the cache the first columns are stored', async () => {
   const world = await small({ capacityColumns: 3, immediate: true });
   const { owner, hit } = world.open('a', columns(10));
-  expect(await world.evict(owner)).toEqual({ stored: 3, present: 0, dropped: 7 });
-  expect(await world.evict(owner)).toEqual({ stored: 0, present: 3, dropped: 7 });
+  expect(await world.evict(owner)).toMatchObject({ stored: 3, present: 0, dropped: 7 });
+  expect(await world.evict(owner)).toMatchObject({ stored: 0, present: 3, dropped: 7 });
   expect(world.driver.stats).toMatchObject({ columnsEvicted: 3, columnsDropped: 14 });
   expect(world.match(owner, columns(10)).hit.columns).toBe(3);
   world.release(hit);
@@ -169,7 +169,7 @@ test('of a prompt that is longer than the cache the first columns are stored', a
 test('a prompt of more columns than a batch, through rings smaller than a batch, is stored and comes back', async () => {
   const world = await small({ capacityColumns: 400, ringEntries: 2, immediate: true });
   const { owner } = world.open('a', columns(300));
-  expect(await world.evict(owner)).toEqual({ stored: 300, present: 0, dropped: 0 });
+  expect(await world.evict(owner)).toMatchObject({ stored: 300, present: 0, dropped: 0 });
   const again = world.match(owner, owner.tokens);
   expect(await world.refill(again, 'locate')).toMatchObject({ columns: 300, tokens: 1200 });
   world.release(again);
@@ -199,10 +199,10 @@ test('what a sink is reading stays what it is, also where the hit is released me
   await served(world, settled());
   world.release(hit);
   const other = world.open('b', columns(1, 100)).owner;
-  expect(await served(world, world.evict(other))).toEqual({ stored: 0, present: 0, dropped: 1 });
+  expect(await served(world, world.evict(other))).toMatchObject({ stored: 0, present: 0, dropped: 1 });
   world.resumeRuntimes();
   expect(await refill).toMatchObject({ columns: 0, tokens: 0 });
-  expect(await served(world, world.evict(other))).toEqual({ stored: 1, present: 0, dropped: 0 });
+  expect(await served(world, world.evict(other))).toMatchObject({ stored: 1, present: 0, dropped: 0 });
   await world.finish();
 });
 
@@ -216,10 +216,10 @@ test('a slot whose refill ran out of time is not reused before the shards have e
   expect(await refill).toMatchObject({ columns: 0, tokens: 0 });
   world.release(hit);
   const other = world.open('b', columns(1, 100)).owner;
-  expect(await world.evict(other)).toEqual({ stored: 0, present: 0, dropped: 1 });
+  expect(await world.evict(other)).toMatchObject({ stored: 0, present: 0, dropped: 1 });
   world.box.finishAll();
   await settled();
-  expect(await served(world, world.evict(other))).toEqual({ stored: 1, present: 0, dropped: 0 });
+  expect(await served(world, world.evict(other))).toMatchObject({ stored: 1, present: 0, dropped: 0 });
   await world.finish();
 });
 
@@ -239,17 +239,17 @@ test('a slot whose evict ran out of time is not reused before every shard has en
   }
   expect(await kept).toMatchObject({ stored: 1 });
   await world.clock.advance(101);
-  expect(await evict).toEqual({ stored: 0, present: 0, dropped: 1 });
+  expect(await evict).toMatchObject({ stored: 0, present: 0, dropped: 1 });
   const pin = world.open('c', columns(1, 50)).hit;
   const other = world.open('b', columns(1, 100)).owner;
-  expect(await world.evict(other)).toEqual({ stored: 0, present: 0, dropped: 1 });
+  expect(await world.evict(other)).toMatchObject({ stored: 0, present: 0, dropped: 1 });
   links(world)[0]?.finishAll();
   await settled();
-  expect(await world.evict(other)).toEqual({ stored: 0, present: 0, dropped: 1 });
+  expect(await world.evict(other)).toMatchObject({ stored: 0, present: 0, dropped: 1 });
   world.box.finishAll();
   await settled();
   expect(world.open('a', columns(1)).hit.hit.columns).toBe(0);
-  expect(await served(world, world.evict(other))).toEqual({ stored: 1, present: 0, dropped: 0 });
+  expect(await served(world, world.evict(other))).toMatchObject({ stored: 1, present: 0, dropped: 0 });
   world.release(pin);
   await world.finish();
 });
@@ -263,7 +263,7 @@ test('a column is found only when every shard has stored its piece', async () =>
   await settled();
   expect(world.open('a', columns(1)).hit.hit.columns).toBe(0);
   links(world)[1]?.finishAll();
-  expect(await evict).toEqual({ stored: 1, present: 0, dropped: 0 });
+  expect(await evict).toMatchObject({ stored: 1, present: 0, dropped: 0 });
   expect(world.open('a', columns(1)).hit.hit.columns).toBe(1);
   await world.finish();
 });
@@ -279,9 +279,9 @@ test('a column that one shard could not store is not found, and its slot is free
     bad?.start(operation);
     bad?.finish(operation, Status.transferFailed);
   }
-  expect(await evict).toEqual({ stored: 0, present: 0, dropped: 1 });
+  expect(await evict).toMatchObject({ stored: 0, present: 0, dropped: 1 });
   expect(world.open('a', columns(1)).hit.hit.columns).toBe(0);
-  expect(await served(world, world.evict(owner))).toEqual({ stored: 1, present: 0, dropped: 0 });
+  expect(await served(world, world.evict(owner))).toMatchObject({ stored: 1, present: 0, dropped: 0 });
   await world.finish();
 });
 
@@ -296,7 +296,7 @@ test('evicts do not stand behind refills', async () => {
     await settled();
     finishOnly(world, Opcode.evict);
   }
-  expect(await evict).toEqual({ stored: 2, present: 0, dropped: 0 });
+  expect(await evict).toMatchObject({ stored: 2, present: 0, dropped: 0 });
   expect((await served(world, refill))?.columns).toBe(2);
   await world.finish();
 });
@@ -307,11 +307,11 @@ test('pinned columns stay, whoever needs room', async () => {
   const { hit } = world.open('a', columns(2));
   await world.refill(hit, 'read');
   const other = world.open('b', columns(3, 100)).owner;
-  expect(await world.evict(other)).toEqual({ stored: 1, present: 0, dropped: 2 });
+  expect(await world.evict(other)).toMatchObject({ stored: 1, present: 0, dropped: 2 });
   world.check();
   expect(hit.hit.held).toBe(true);
   expect(world.release(hit)).toBe(true);
-  expect(await world.evict(other)).toEqual({ stored: 2, present: 1, dropped: 0 });
+  expect(await world.evict(other)).toMatchObject({ stored: 2, present: 1, dropped: 0 });
   await world.finish();
 });
 
@@ -391,7 +391,7 @@ test('closing the driver ends every call as a miss', async () => {
   const [refilled, evicted, other, nothing] = await Promise.all(calls);
   expect(refilled).toMatchObject({ columns: 0, tokens: 0 });
   expect(evicted).toMatchObject({ stored: 0 });
-  expect(other).toEqual({ stored: 0, present: 0, dropped: 1 });
+  expect(other).toMatchObject({ stored: 0, present: 0, dropped: 1 });
   expect(nothing).toBe(0);
   expect(world.faults).toEqual([]);
   expect(hit.hit.held).toBe(false);
@@ -414,7 +414,7 @@ test('an evict that began before its sequence was closed stores what it began wi
     await settled();
     world.box.finishAll();
   }
-  expect(await evict).toEqual({ stored: 3, present: 0, dropped: 0 });
+  expect(await evict).toMatchObject({ stored: 3, present: 0, dropped: 0 });
   const { hit } = world.open('a', columns(3));
   expect(await served(world, world.refill(hit))).toMatchObject({ columns: 3, tokens: 12 });
   expect(world.open('a', [...columns(1), ...columns(3, 104)]).hit.hit.columns).toBe(1);
@@ -456,8 +456,8 @@ test('evicts of one sequence wait for each other', async () => {
   // The first call began after the tokens had been added.
   await served(world, settled());
   world.resumeRuntimes();
-  expect(await served(world, first)).toEqual({ stored: 2, present: 0, dropped: 0 });
-  expect(await served(world, second)).toEqual({ stored: 0, present: 2, dropped: 0 });
+  expect(await served(world, first)).toMatchObject({ stored: 2, present: 0, dropped: 0 });
+  expect(await served(world, second)).toMatchObject({ stored: 0, present: 2, dropped: 0 });
   await world.finish();
 });
 
@@ -473,7 +473,7 @@ for (const kind of ['write', 'writeLater', 'locate'] as const) {
     }
     expect(await evict).toBeUndefined();
     expect(world.open('a', columns(4)).hit.hit.columns).toBe(2);
-    expect(await served(world, world.evict(owner))).toEqual({ stored: 2, present: 2, dropped: 0 });
+    expect(await served(world, world.evict(owner))).toMatchObject({ stored: 2, present: 2, dropped: 0 });
     await world.finish();
   });
 
@@ -486,7 +486,7 @@ for (const kind of ['write', 'writeLater', 'locate'] as const) {
       world.resumeRuntimes();
       world.box.finishAll();
     }
-    expect(await evict).toEqual({ stored: 1, present: 0, dropped: 3 });
+    expect(await evict).toMatchObject({ stored: 1, present: 0, dropped: 3 });
     await world.finish();
   });
 }
@@ -559,11 +559,11 @@ test('what a runtime still writes when its tenant is forgotten is overwritten wh
   await served(world, world.forget('a'));
   // Its slot is not for others yet.
   const other = world.open('b', columns(1, 100)).owner;
-  expect(await served(world, world.evict(other))).toEqual({ stored: 0, present: 0, dropped: 1 });
+  expect(await served(world, world.evict(other))).toMatchObject({ stored: 0, present: 0, dropped: 1 });
   world.resumeRuntimes();
-  expect(await served(world, evict)).toEqual({ stored: 0, present: 0, dropped: 1 });
+  expect(await served(world, evict)).toMatchObject({ stored: 0, present: 0, dropped: 1 });
   for (const link of links(world)) expect(link.memory.every((byte) => byte === 0)).toBe(true);
-  expect(await served(world, world.evict(other))).toEqual({ stored: 1, present: 0, dropped: 0 });
+  expect(await served(world, world.evict(other))).toMatchObject({ stored: 1, present: 0, dropped: 0 });
   await world.finish();
 });
 
@@ -601,7 +601,7 @@ test('a column that a shard has lost ends the refill before it, and is stored ag
   expect(hit.hit.columns).toBe(3);
   expect(await world.refill(hit)).toMatchObject({ columns: 1, tokens: 4 });
   expect(world.open('a', columns(3)).hit.hit.columns).toBe(1);
-  expect(await world.evict(owner)).toEqual({ stored: 2, present: 1, dropped: 0 });
+  expect(await world.evict(owner)).toMatchObject({ stored: 2, present: 1, dropped: 0 });
   expect((await world.refill(world.match(owner, columns(3))))?.columns).toBe(3);
   await world.finish();
 });

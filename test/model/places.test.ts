@@ -47,8 +47,8 @@ test('an evict that waits for a place goes on behind its own column only, whatev
     await settled();
     link?.finishAll();
   }
-  expect(await first).toEqual({ stored: 0, present: 0, dropped: 2 });
-  expect(await second).toEqual({ stored: 1, present: 0, dropped: 0 });
+  expect(await first).toMatchObject({ stored: 0, present: 0, dropped: 2 });
+  expect(await second).toMatchObject({ stored: 1, present: 0, dropped: 0 });
   expect(await forgotten).toBe(1);
   expect(driver.columns).toBe(1);
   expect(open('b', Uint32Array.of(...columns(1, 100), ...columns(1, 1 + COLUMN_TOKENS))).hit.columns).toBe(1);

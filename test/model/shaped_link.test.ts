@@ -531,7 +531,7 @@ describe('a driver over a topology', () => {
     sequence.match(tokens(10)).release();
     // Ten columns of two pieces over one rail.
     const evicted = await timed(clock, sequence.evict(fill));
-    expect(evicted.result).toEqual({ stored: 10, present: 0, dropped: 0 });
+    expect(evicted.result).toMatchObject({ stored: 10, present: 0, dropped: 0 });
     expect(evicted.ms).toBeCloseTo(20.1, 6);
     using hit = sequence.match(tokens(10));
     const seen: number[][] = [];
@@ -555,11 +555,11 @@ describe('a driver over a topology', () => {
     const sequence = driver.openSequence({ isolationId: 'a' });
     sequence.match(tokens(10)).release();
     const late = await timed(clock, sequence.evict(fill, { deadlineMs: 10 }));
-    expect(late.result).toEqual({ stored: 4, present: 0, dropped: 6 });
+    expect(late.result).toMatchObject({ stored: 4, present: 0, dropped: 6 });
     expect(late.ms).toBeCloseTo(10, 6);
     await clock.advance(50);
     const again = await timed(clock, sequence.evict(fill));
-    expect(again.result).toEqual({ stored: 6, present: 4, dropped: 0 });
+    expect(again.result).toMatchObject({ stored: 6, present: 4, dropped: 0 });
   });
 
   test('warns once for each link over the spine, and again after it has reconnected', async () => {
@@ -600,7 +600,7 @@ describe('a driver over a topology', () => {
     driver.on('down', (_, reason) => reasons.push(reason));
     box.daemon().reachable = false;
     box.daemon().end('killed');
-    expect(await evicted).toEqual({ stored: 0, present: 0, dropped: 10 });
+    expect(await evicted).toMatchObject({ stored: 0, present: 0, dropped: 10 });
     expect(reasons).toEqual(['killed']);
     // The driver's next attempt to connect, and nothing of the links.
     expect(clock.waiting).toBe(before + 1);
