@@ -97,7 +97,11 @@ describe('kill -9 of the daemon in the middle of a refill', () => {
     const miss = alone.match(tokens);
     expect(miss.tokens).toBe(0);
     expect(await refill(miss, wafer.request('acme', tokens))).toMatchObject({ columns: 0, tokens: 0 });
-    expect(await alone.evict(wafer.request('acme', tokens).source)).toMatchObject({ stored: 0, present: 0, dropped: 40 });
+    expect(await alone.evict(wafer.request('acme', tokens).source)).toMatchObject({
+      stored: 0,
+      present: 0,
+      dropped: 40,
+    });
     expect(driver.capacityColumns).toBe(0);
 
     const up = new Promise((resolve) => driver.once('up', resolve));
@@ -154,7 +158,11 @@ describe('a daemon that is stopped and not dead', () => {
     const more = tokensOf(6, 10);
     const stalled = driver.openSequence({ isolationId: 'acme' });
     stalled.match(more).release();
-    expect(await stalled.evict(wafer.request('acme', more).source)).toMatchObject({ stored: 0, present: 0, dropped: 10 });
+    expect(await stalled.evict(wafer.request('acme', more).source)).toMatchObject({
+      stored: 0,
+      present: 0,
+      dropped: 10,
+    });
 
     daemon.kill('SIGCONT');
     // The driver tries nothing new until something that it waits for has finished.
