@@ -93,7 +93,7 @@ export interface DaemonConnection {
   readonly policies: DaemonPolicies;
   /**
    * Tells the daemon how the driver does, for its stats and metrics. Never throws and waits for nothing; where the daemon
-   * is old, busy or gone the report is dropped. Of reports that come faster than they are taken the last one goes.
+   * is old or gone, or the report is not one that it would take, it is dropped. Of reports that come faster than they are taken the last one goes.
    */
   report(report: DriverReport): void;
   /** The daemon is about to go: what is in flight still finishes, nothing new is taken. */

@@ -1,4 +1,4 @@
-import type { DriverReport, PayloadOf } from '../proto/frames.js';
+import { type DriverReport, Payload, type PayloadOf } from '../proto/frames.js';
 import type { ControlClient } from './control_client.js';
 
 /** Sends reports to one daemon, one at a time. */
@@ -15,6 +15,8 @@ export class ReportSender {
   send(report: DriverReport): void {
     // A daemon that does not know the frame would end the session over it.
     if (this.welcome.reports !== true) return;
+    // So would a report that is none, and with the session goes all that it has stored.
+    if (!Payload.report.safeParse(report).success) return;
     this.#next = report;
     if (!this.#sending) void this.#send();
   }
