@@ -1,11 +1,15 @@
 export { type Clock, systemClock } from './common/clock.js';
 export { KvssError, type KvssErrorCode } from './common/errors.js';
+export type { TenantPolicy, TenantPolicyInput } from './common/tenant_policy.js';
 export { type DaemonConfig, type DaemonConfigInput, defaultSocketPath } from './kvss/config.js';
 export { KvssDaemon } from './kvss/daemon.js';
+export type { PolicyList } from './kvss/policy_file.js';
+export type { PolicyStore } from './kvss/policy_store.js';
 export type { CarriedLink, Carrier } from './links/carrier.js';
 export { CarrierClient, type CarrierOptions } from './links/carrier_client.js';
 export { connectorFor } from './links/connect.js';
 export type { Connector, DaemonConnection, ShardLink } from './links/link.js';
+export type { DriverReport, ReportedDriver } from './proto/frames.js';
 export type { ContentSpan } from './swdriver/contents.js';
 export type { DriverStats, GroupStats } from './swdriver/driver_stats.js';
 export { type EvictionPolicy, type LeafFacts, lru } from './swdriver/eviction_policy.js';
@@ -24,6 +28,11 @@ export {
 } from './swdriver/model_config.js';
 export type { ColumnMemory, ColumnRef, PieceSink, PieceSource } from './swdriver/runtime.js';
 export type { EvictResult, Sequence } from './swdriver/sequence.js';
-export { type GroupInfo, SwDriver, type SwDriverOptions } from './swdriver/sw_driver.js';
+export {
+  type GroupInfo,
+  SwDriver,
+  type SwDriverOptions,
+} from './swdriver/sw_driver.js';
+export { type EffectivePolicy, TenantPolicies } from './swdriver/tenant_policies.js';
 export { overTopology } from './wafer/shaped_link.js';
 export { Topology, type TopologyInput } from './wafer/topology.js';

@@ -46,6 +46,10 @@ inline constexpr uint32_t kMaxPieceBytes = 1073741824u;
 inline constexpr uint32_t kMaxWioStreams = 16u;
 /// Longest time that one operation may wait for its gate and its transfer: ten minutes.
 inline constexpr uint32_t kMaxOperationTimeoutUs = 600000000u;
+/// Tenant policies of one daemon.
+inline constexpr uint32_t kMaxPolicies = 10000u;
+/// Entries of one policiesPage; each takes less than 200 bytes, so that the frame stays below maxFrameBytes.
+inline constexpr uint32_t kMaxPoliciesPerFrame = 256u;
 
 /// What a control frame says. Requests are odd, the answer to a request is the next even number.
 enum class FrameType : uint16_t {
@@ -73,8 +77,13 @@ enum class FrameType : uint16_t {
   kComputed = 22,  ///< Answer to compute.
   kCheck = 23,  ///< Emulated wafers only: look whether places hold the state of columns.
   kChecked = 24,  ///< Answer to check.
+  kPolicies = 25,  ///< Driver to daemon: ask for the tenant policies that changed after a version.
+  kPoliciesPage = 26,  ///< Answer to policies: some of them, oldest change first.
+  kReport = 27,  ///< Driver to daemon: how its cache does, for stats and metrics.
+  kReported = 28,  ///< Answer to report.
   kError = 64,  ///< A request was refused (it echoes the requestId), or, with requestId 0, the session is over.
   kDraining = 65,  ///< The daemon is shutting down. Finish what is in flight; send nothing new.
+  kPoliciesChanged = 66,  ///< Daemon to driver, unasked: there are tenant policies that the driver has not seen. Not sent again before the driver has asked.
 };
 
 /// What a stream connection is for.

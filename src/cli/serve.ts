@@ -17,6 +17,7 @@ interface ServeFlags {
   hugePages: boolean;
   hioMode?: string;
   logLevel?: string;
+  policyFile?: string;
 }
 
 export function serveCommand(): Command {
@@ -41,6 +42,7 @@ export function serveCommand(): Command {
       integerOption(0, 65535),
     )
     .option('--stream-socket <path>', 'also take streams at this Unix socket')
+    .option('--policy-file <file>', 'where tenant policies are kept; the file has to exist, {} is none')
     .option('--no-http', 'serve no HTTP')
     .option('--no-huge-pages', 'use ordinary pages even where there are huge ones')
     .addOption(
@@ -83,6 +85,13 @@ function configOf(flags: ServeFlags): ReturnType<typeof parseConfig> {
   if (streams.length > 0) config.streams = streams;
   if (!flags.hugePages) config.hugePages = false;
   if (flags.hioMode !== undefined) config.hio = { ...((config.hio ?? {}) as object), mode: flags.hioMode };
+  if (flags.policyFile !== undefined) config.policyFile = flags.policyFile;
+  // No flag: arguments of a process can be seen by everybody on the machine.
+  const adminToken = process.env.KVSS_ADMIN_TOKEN;
+  if (adminToken !== undefined) {
+    parseConfig({ adminToken }, 'KVSS_ADMIN_TOKEN');
+    config.adminToken = adminToken;
+  }
   if (flags.logLevel !== undefined) config.logLevel = flags.logLevel;
   return parseConfig(config, 'flags');
 }

@@ -4,8 +4,9 @@ import { formatBytes, formatCount } from '../common/units.js';
 import { defaultSocketPath } from '../kvss/config.js';
 import { type CounterName, latencyQuantile, ShardCounters } from '../kvss/counters.js';
 import { ControlClient } from '../links/control_client.js';
-import type { PayloadOf, ShardState } from '../proto/frames.js';
+import type { PayloadOf, ReportedDriver, ShardState } from '../proto/frames.js';
 import { integerOption } from './options.js';
+import { driverTables } from './stat_drivers.js';
 import { alignRows } from './table.js';
 
 interface StatFlags {
@@ -66,10 +67,24 @@ async function freshState(client: ControlClient): Promise<PayloadOf<'statsReply'
   try {
     const { payload, descriptors } = await client.request('stats', {}, 'statsReply');
     descriptors?.close();
-    return payload;
+    return { ...payload, drivers: await allDrivers(client, payload) };
   } catch {
     return undefined;
   }
+}
+
+/** The drivers of an answer, and those that did not fit into it. */
+async function allDrivers(client: ControlClient, first: PayloadOf<'statsReply'>): Promise<ReportedDriver[]> {
+  const drivers = [...(first.drivers ?? [])];
+  for (let more = first.moreDrivers === true; more; ) {
+    const driversAfter = drivers.at(-1)?.sessionId ?? 0;
+    const { payload, descriptors } = await client.request('stats', { driversAfter }, 'statsReply');
+    descriptors?.close();
+    drivers.push(...(payload.drivers ?? []));
+    // An answer that brings nothing new will bring nothing the next time.
+    more = payload.moreDrivers === true && (drivers.at(-1)?.sessionId ?? 0) > driversAfter;
+  }
+  return drivers;
 }
 
 function lookAt(state: PayloadOf<'statsReply'>, answering: boolean, counters: readonly ShardCounters[]): Look {
@@ -113,10 +128,10 @@ function shardRow(look: Look, before: Look, index: number) {
 }
 
 function print(look: Look, before: Look, flags: StatFlags): void {
-  const { uptimeSeconds, sessions } = look.state;
+  const { uptimeSeconds, sessions, drivers = [] } = look.state;
   const shards = look.counters.map((_, index) => shardRow(look, before, index));
   if (flags.json) {
-    console.log(JSON.stringify({ answering: look.answering, uptimeSeconds, sessions, shards }));
+    console.log(JSON.stringify({ answering: look.answering, uptimeSeconds, sessions, shards, drivers }));
     return;
   }
   const head = [
@@ -139,5 +154,5 @@ function print(look: Look, before: Look, flags: StatFlags): void {
     ? `up ${uptimeSeconds.toFixed(0)} s, ${sessions} sessions`
     : 'the daemon does not answer';
   if (process.stdout.isTTY && !flags.once) process.stdout.write('\x1b[2J\x1b[H');
-  console.log(`${daemon}\n${alignRows([...head, ...rows])}`);
+  console.log([`${daemon}\n${alignRows([...head, ...rows])}`, ...driverTables(drivers)].join('\n\n'));
 }

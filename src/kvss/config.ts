@@ -48,6 +48,23 @@ const configSchema = z.strictObject({
       }),
     ])
     .default({ host: '127.0.0.1', port: 9410 }),
+  /**
+   * Secret that /v1 of the admin endpoint asks for. Without one, whoever may open a connection to the endpoint may read and
+   * change policies.
+   */
+  adminToken: z
+    .string()
+    .min(16)
+    .max(1024)
+    .regex(/^[\x21-\x7e]*$/, 'must be printable ASCII without spaces: it travels in a header')
+    .optional(),
+  /** Where tenant policies are kept; in memory only if left out. The file has to exist. */
+  policyFile: z.string().min(1).optional(),
+  /**
+   * What becomes of drivers that do not say that they follow tenant policies, once there are some: `refuse`d, or
+   * `serve`d as if there were none.
+   */
+  unawareDrivers: z.enum(['refuse', 'serve']).default('refuse'),
   /** Back the memory with huge pages where the system has some. */
   hugePages: z.boolean().default(true),
   hio: z

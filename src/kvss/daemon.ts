@@ -13,12 +13,15 @@ import {
 import { KvssError, messageOf } from '../common/errors.js';
 import { VERSION } from '../common/version.js';
 import { listenForStreams } from '../links/listen.js';
+import type { ReportedDriver } from '../proto/frames.js';
 import { LaneKind, Status } from '../proto/generated.js';
 import { decodeLane } from '../proto/lanes.js';
 import { type DaemonConfig, type DaemonConfigInput, parseConfig, socketDirectory } from './config.js';
+import { addDriverMetrics } from './driver_metrics.js';
 import { type AdminServer, startAdminServer } from './http.js';
 import { checkMemoryAvailable } from './memory_check.js';
 import { createMetrics } from './metrics.js';
+import { PolicyStore } from './policy_store.js';
 import { Session, type SessionHost } from './session.js';
 import { Shard } from './shard.js';
 
@@ -38,7 +41,11 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
   private constructor(
     readonly config: DaemonConfig,
     private readonly logger: Logger,
-  ) {}
+    /** What drivers may keep of which tenant. Changes are pushed to them at once. */
+    readonly policies: PolicyStore,
+  ) {
+    policies.onChange(() => this.#announcePolicies());
+  }
 
   /**
    * Takes the memory, starts the engines and listens. Throws a KvssError that names the cause, and leaves nothing
@@ -47,7 +54,7 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
   static async start(input: DaemonConfigInput = {}): Promise<KvssDaemon> {
     const config = parseConfig(input);
     const logger = pino({ name: 'kvss', level: config.logLevel, base: { pid: process.pid } }, pino.destination(2));
-    const daemon = new KvssDaemon(config, logger);
+    const daemon = new KvssDaemon(config, logger, PolicyStore.open(config.policyFile));
     try {
       await daemon.#start();
       return daemon;
@@ -90,7 +97,14 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
     this.#streams = listenForStreams(config.streams, 'streams', (hello, stream, token) =>
       this.#acceptStream(hello, stream, token),
     );
-    if (config.http) this.#admin = await startAdminServer(config.http, createMetrics(this), () => !this.draining);
+    if (config.http) {
+      const metrics = createMetrics(this);
+      addDriverMetrics(metrics, () => this.reportedDrivers(0));
+      this.#admin = await startAdminServer(config.http, metrics, () => !this.draining, {
+        policies: this.policies,
+        ...(config.adminToken === undefined ? {} : { token: config.adminToken }),
+      });
+    }
     ready = true;
     for (const channel of early) this.#welcome(channel);
     this.log(
@@ -206,6 +220,23 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
     } else {
       session?.end('a lane has ended');
     }
+  }
+
+  get servesUnaware(): boolean {
+    return this.config.unawareDrivers === 'serve';
+  }
+
+  *reportedDrivers(after: number): Iterable<ReportedDriver> {
+    // Sessions are in the order of their numbers: they are added as they come.
+    for (const session of this.#sessions.values()) {
+      if (session.id > after && session.report) yield session.report;
+    }
+  }
+
+  #announcePolicies(): void {
+    const { policies } = this;
+    this.log('info', { version: policies.version, policies: policies.size }, 'tenant policies changed');
+    for (const session of [...this.#sessions.values()]) session.announcePolicies();
   }
 
   sessionEnded(session: Session): void {

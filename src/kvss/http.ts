@@ -1,6 +1,7 @@
 import { fastify } from 'fastify';
 import type { Registry } from 'prom-client';
 import { localError, messageOf } from '../common/errors.js';
+import { addPolicyRoutes, answerBadUrl, type PolicyApi } from './policy_routes.js';
 
 /** The admin endpoint: the only place where HTTP is served. */
 export interface AdminServer {
@@ -10,14 +11,21 @@ export interface AdminServer {
 
 /**
  * Serves GET /metrics (Prometheus text), /healthz (200 while the process can answer) and /readyz (200 while new
- * sessions are welcome, else 503).
+ * sessions are welcome, else 503), and the policies under /v1.
  */
 export async function startAdminServer(
   address: { host: string; port: number },
   metrics: Registry,
   ready: () => boolean,
+  api?: PolicyApi,
 ): Promise<AdminServer> {
-  const server = fastify({ forceCloseConnections: true });
+  const server = fastify({
+    forceCloseConnections: true,
+    // Percent signs make a name of 256 characters up to 9 times as long.
+    routerOptions: { maxParamLength: 4096 },
+    frameworkErrors: answerBadUrl,
+  });
+  if (api) addPolicyRoutes(server, address.host, api);
   server.get('/metrics', async (_request, reply) => reply.type(metrics.contentType).send(await metrics.metrics()));
   server.get('/healthz', async () => ({ status: 'ok' }));
   server.get('/readyz', async (_request, reply) =>

@@ -1,5 +1,6 @@
 import { Gauge, Registry } from 'prom-client';
 import { type CounterName, LATENCY_BUCKETS, type LatencyName, latencyBoundSeconds } from './counters.js';
+import type { PolicyStore } from './policy_store.js';
 import type { Shard } from './shard.js';
 
 const COUNTERS: readonly [CounterName, string, string][] = [
@@ -30,9 +31,10 @@ const COUNTERS: readonly [CounterName, string, string][] = [
 export interface MetricsSource {
   readonly shards: readonly Shard[];
   readonly sessionCount: number;
+  readonly policies: PolicyStore;
 }
 
-interface Sample {
+export interface Sample {
   labels: Record<string, string | number>;
   value: number;
   metricName?: string;
@@ -42,7 +44,7 @@ interface Sample {
  * A metric whose samples are read when somebody asks. prom-client's own counters want every event pushed; here the
  * engines have counted already, and nothing may be added to an operation.
  */
-function onScrape(
+export function onScrape(
   registry: Registry,
   name: string,
   type: 'counter' | 'gauge' | 'histogram',
@@ -100,6 +102,9 @@ export function createMetrics(source: MetricsSource): Registry {
     perShard((shard) => shard.state().freeBytes),
   );
   latency(registry, source, 'evictLatency', 'kvss_evict_seconds', 'Time of an evict from read to finished.');
+  onScrape(registry, 'kvss_tenant_policies', 'gauge', 'Tenants with a policy of their own.', () => [
+    { labels: {}, value: source.policies.size },
+  ]);
   latency(registry, source, 'refillLatency', 'kvss_refill_seconds', 'Time of a refill from read to finished.');
   return registry;
 }

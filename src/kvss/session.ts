@@ -3,9 +3,18 @@ import { type NativeChannel, native } from '../binding/native.js';
 import { KvssError, messageOf } from '../common/errors.js';
 import { type Answer, ControlPeer } from '../links/control_peer.js';
 import { Tickets } from '../links/tickets.js';
-import { type Frame, FrameType, type PayloadOf, parsePayload } from '../proto/frames.js';
-import { frameTypeName, Status } from '../proto/generated.js';
+import {
+  type DriverReport,
+  type Frame,
+  FrameType,
+  type PayloadOf,
+  parsePayload,
+  payloadLength,
+  type ReportedDriver,
+} from '../proto/frames.js';
+import { frameTypeName, MAX_FRAME_BYTES, Status } from '../proto/generated.js';
 import type { LaneHelloInfo } from '../proto/lanes.js';
+import type { PolicyStore } from './policy_store.js';
 import type { Shard } from './shard.js';
 
 /** What a session needs of its daemon. */
@@ -17,10 +26,21 @@ export interface SessionHost {
   readonly draining: boolean;
   readonly sessionCount: number;
   readonly uptimeSeconds: number;
+  readonly policies: PolicyStore;
+  /** Whether clients that do not follow policies get memory although there are some. */
+  readonly servesUnaware: boolean;
+  /** Drivers of sessions after this one that have reported, by session. */
+  reportedDrivers(after: number): Iterable<ReportedDriver>;
   /** Called once, when everything that the session held is free again. */
   sessionEnded(session: Session): void;
   log(level: 'debug' | 'info' | 'warn', fields: object, message: string): void;
 }
+
+/** Between two reports of a driver; one that comes sooner is refused. */
+const REPORT_INTERVAL_MS = 100;
+
+/** Left for the rest of a statsReply: 64 shards and the header. */
+const DRIVERS_BYTES = MAX_FRAME_BYTES - 16_384;
 
 /**
  * One control connection of the daemon: says hello, attaches shards, hands out grants, and gives everything back
@@ -30,6 +50,10 @@ export class Session {
   readonly #attached = new Set<number>();
   readonly #tickets = new Tickets();
   readonly #peer: ControlPeer;
+  #followsPolicies = false;
+  /** Whether the peer knows that there are changes, and has not asked for them yet. */
+  #toldOfPolicies = false;
+  #report: { report: DriverReport; atMs: number } | undefined;
 
   constructor(
     readonly id: number,
@@ -59,6 +83,13 @@ export class Session {
     return this.#peer.introduced;
   }
 
+  /** The last report, and how long ago it came. */
+  get report(): ReportedDriver | undefined {
+    if (!this.#report) return undefined;
+    const { report, atMs } = this.#report;
+    return { sessionId: this.id, ageSeconds: (performance.now() - atMs) / 1000, report };
+  }
+
   /** Takes a lane that named this session. Throws a KvssError where its ticket does not open it. */
   async addLane(lane: LaneHelloInfo, stream: DescriptorBundle): Promise<void> {
     if (this.#peer.ended || !this.#tickets.opens(lane.ticket, lane.shard)) {
@@ -70,6 +101,28 @@ export class Session {
   /** Tells the peer that the daemon is going away. */
   announceDraining(): void {
     this.#peer.send({ type: FrameType.draining, payload: {} }, 0);
+  }
+
+  /** Tells the peer that policies have changed, or ends the session where it would store as if there were none. */
+  announcePolicies(): void {
+    if (!this.#peer.introduced) return;
+    if (this.#followsPolicies) {
+      if (!this.#toldOfPolicies) this.#peer.send({ type: FrameType.policiesChanged, payload: {} }, 0);
+      this.#toldOfPolicies = true;
+    } else if (this.#attached.size > 0 && this.#mustFollow) {
+      this.refuse(this.#unaware());
+    }
+  }
+
+  get #mustFollow(): boolean {
+    return !this.#followsPolicies && !this.host.servesUnaware && !this.host.policies.isEmpty;
+  }
+
+  #unaware(): KvssError {
+    return KvssError.ofStatus(
+      Status.notAllowed,
+      'this daemon has tenant policies, and the client did not say in hello that it follows them',
+    );
   }
 
   /** Ends the session with a fault that the peer is told about first. */
@@ -110,7 +163,11 @@ export class Session {
       case FrameType.release:
         return this.#release(parsePayload('release', frame.payload));
       case FrameType.stats:
-        return this.#stats();
+        return this.#stats(parsePayload('stats', frame.payload).driversAfter ?? 0);
+      case FrameType.policies:
+        return this.#policies(parsePayload('policies', frame.payload));
+      case FrameType.report:
+        return this.#takeReport(parsePayload('report', frame.payload));
       default:
         throw KvssError.ofStatus(Status.badFrame, `a client does not send ${frameTypeName(frame.type)}`);
     }
@@ -118,6 +175,8 @@ export class Session {
 
   #hello(request: PayloadOf<'hello'>): Answer {
     this.#peer.introduce(request.token);
+    this.#followsPolicies = request.policies === true;
+    const { policies } = this.host;
     this.host.log('info', { session: this.id, pid: this.channel.peerPid, client: request.client }, 'session opened');
     const payload: PayloadOf<'welcome'> = {
       daemon: this.host.version,
@@ -125,6 +184,8 @@ export class Session {
       sessionId: this.id,
       pid: process.pid,
       shards: this.host.shards.map((shard) => shard.state()),
+      ...(policies.isEmpty ? {} : { policies: policies.version }),
+      reports: true,
     };
     return { type: FrameType.welcome, payload };
   }
@@ -134,6 +195,7 @@ export class Session {
       throw KvssError.ofStatus(Status.notAllowed, 'memory cannot be shared over a stream; use attachStream');
     }
     const shard = this.#shardFor(request.shard);
+    if (this.#mustFollow) throw this.#unaware();
     const ringEntries = Math.min(request.ringEntries, this.host.ringEntries);
     const descriptors = await shard.native.openSession(this.id, ringEntries);
     this.#attached.add(shard.index);
@@ -142,6 +204,7 @@ export class Session {
 
   async #attachStream(request: PayloadOf<'attachStream'>): Promise<Answer> {
     const shard = this.#shardFor(request.shard);
+    if (this.#mustFollow) throw this.#unaware();
     const window = Math.min(request.window, this.host.ringEntries);
     await shard.native.openStreamSession(this.id, window, request.checksums === true);
     this.#attached.add(shard.index);
@@ -184,12 +247,39 @@ export class Session {
     return { type: FrameType.released, payload: {} };
   }
 
-  #stats(): Answer {
+  #policies(request: PayloadOf<'policies'>): Answer {
+    this.#toldOfPolicies = false;
+    return { type: FrameType.policiesPage, payload: this.host.policies.pageSince(request) };
+  }
+
+  #takeReport(report: DriverReport): Answer {
+    const atMs = performance.now();
+    if (this.#report && atMs - this.#report.atMs < REPORT_INTERVAL_MS) {
+      throw KvssError.ofStatus(Status.limitExceeded, `reports come at most every ${REPORT_INTERVAL_MS} ms`);
+    }
+    this.#report = { report, atMs };
+    return { type: FrameType.reported, payload: {} };
+  }
+
+  /** As many reports as fit into a frame. */
+  #driversAfter(after: number): Pick<PayloadOf<'statsReply'>, 'drivers' | 'moreDrivers'> {
+    const drivers: ReportedDriver[] = [];
+    let length = 0;
+    for (const driver of this.host.reportedDrivers(after)) {
+      length += payloadLength(driver);
+      if (length > DRIVERS_BYTES) return { drivers, moreDrivers: true };
+      drivers.push(driver);
+    }
+    return { drivers };
+  }
+
+  #stats(driversAfter: number): Answer {
     const { shards, sessionCount, uptimeSeconds } = this.host;
     const payload: PayloadOf<'statsReply'> = {
       shards: shards.map((shard) => shard.state()),
       sessions: sessionCount,
       uptimeSeconds,
+      ...this.#driversAfter(driversAfter),
     };
     if (!this.#passesDescriptors) return { type: FrameType.statsReply, payload };
     const descriptors = native.joinBundles(...shards.map((shard) => shard.native.countersDescriptor()));

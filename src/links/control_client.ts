@@ -19,6 +19,8 @@ interface Answers {
   drop: 'dropped';
   compute: 'computed';
   check: 'checked';
+  policies: 'policiesPage';
+  report: 'reported';
 }
 type RequestName = keyof Answers;
 type AnswerName = Answers[RequestName];
@@ -33,6 +35,8 @@ interface Pending {
 export class ControlClient {
   onDraining: () => void = () => {};
   onEnd: (reason: string) => void = () => {};
+  #onPoliciesChanged: (() => void) | undefined;
+  #policiesChanged = false;
   readonly #pending = new Map<number, Pending>();
   #nextRequest = 1;
   #ended = false;
@@ -53,6 +57,7 @@ export class ControlClient {
   static async connect(
     path: string,
     deadlineMs: number,
+    introduction: { policies?: boolean } = {},
   ): Promise<{ client: ControlClient; welcome: PayloadOf<'welcome'> }> {
     let channel: NativeChannel;
     try {
@@ -60,7 +65,7 @@ export class ControlClient {
     } catch (cause) {
       throw localError('KVSS_UNREACHABLE', messageOf(cause), cause);
     }
-    return ControlClient.greet(channel, deadlineMs, 'hello', 'welcome');
+    return ControlClient.greet(channel, deadlineMs, 'hello', 'welcome', introduction);
   }
 
   /** Introduces itself over a channel that is there. */
@@ -69,7 +74,7 @@ export class ControlClient {
     deadlineMs: number,
     opening: Opening,
     expects: Answers[Opening],
-    introduction: { token?: string; owner?: string } = {},
+    introduction: { token?: string; owner?: string; policies?: boolean } = {},
     clock: Clock = systemClock,
   ): Promise<{ client: ControlClient; welcome: PayloadOf<Answers[Opening]> }> {
     const client = new ControlClient(channel, deadlineMs, clock);
@@ -84,6 +89,13 @@ export class ControlClient {
 
   get ended(): boolean {
     return this.#ended;
+  }
+
+  /** Has `listener` called when the daemon says that policies have changed; at once where it has said so already. */
+  listenForPolicies(listener: () => void): void {
+    this.#onPoliciesChanged = listener;
+    if (this.#policiesChanged) listener();
+    this.#policiesChanged = false;
   }
 
   /** Asks the daemon. Rejects with its error, at the deadline, or when the connection ends. */
@@ -145,6 +157,10 @@ export class ControlClient {
       } else if (frame.type === FrameType.draining) {
         this.#endReason = 'the daemon is shutting down';
         this.onDraining();
+      } else if (frame.type === FrameType.policiesChanged) {
+        // It may come before anybody listens: right behind the welcome.
+        if (this.#onPoliciesChanged) this.#onPoliciesChanged();
+        else this.#policiesChanged = true;
       } else if (pending && FrameType[pending.expects] === frame.type) {
         pending.resolve({ payload: frame.payload, descriptors });
       } else {

@@ -1,5 +1,6 @@
-import type { ShardState } from '../proto/frames.js';
+import type { DriverReport, ShardState } from '../proto/frames.js';
 import type { Opcode, Status } from '../proto/generated.js';
+import type { DaemonPolicies } from './policy_feed.js';
 
 /** Operations of one kind that travel together, one item a column. The same batch goes to every shard of a stripe. */
 export interface OperationBatch {
@@ -88,6 +89,13 @@ export interface DaemonConnection {
   slotBytes(pieceBytes: number): number;
   /** Attaches a shard and gets memory there. Rejects with a KvssError that says why not. */
   openLink(request: LinkRequest): Promise<ShardLink>;
+  /** The tenant policies of the daemon, kept up to date for as long as the connection lives. */
+  readonly policies: DaemonPolicies;
+  /**
+   * Tells the daemon how the driver does, for its stats and metrics. Never throws and waits for nothing; where the daemon
+   * is old or gone, or the report is not one that it would take, it is dropped. Of reports that come faster than they are taken the last one goes.
+   */
+  report(report: DriverReport): void;
   /** The daemon is about to go: what is in flight still finishes, nothing new is taken. */
   onDraining: () => void;
   /** Comes once, when the daemon has gone. Not after close(). */

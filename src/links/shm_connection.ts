@@ -1,16 +1,20 @@
 import { nativeError } from '../binding/native.js';
 import { KvssError, localError } from '../common/errors.js';
-import type { PayloadOf } from '../proto/frames.js';
+import type { DriverReport, PayloadOf } from '../proto/frames.js';
 import { Status } from '../proto/generated.js';
 import { slotBytesOf } from '../proto/slots.js';
 import { ControlClient } from './control_client.js';
 import type { Connector, DaemonConnection, LinkRequest } from './link.js';
+import { PolicyFeed } from './policy_feed.js';
+import { ReportSender } from './report_sender.js';
 import { ShmLink } from './shm_link.js';
 
 /** A daemon in the same host, reached through its Unix socket. */
 class ShmConnection implements DaemonConnection {
   onDraining: () => void = () => {};
   onEnd: (reason: string) => void = () => {};
+  readonly policies: PolicyFeed;
+  readonly #reports: ReportSender;
   readonly #links: ShmLink[] = [];
   #nextGrant = 1;
 
@@ -18,6 +22,8 @@ class ShmConnection implements DaemonConnection {
     private readonly client: ControlClient,
     private readonly welcome: PayloadOf<'welcome'>,
   ) {
+    this.policies = new PolicyFeed(client, welcome);
+    this.#reports = new ReportSender(client, welcome);
     client.onDraining = () => this.onDraining();
     client.onEnd = (reason) => {
       this.#closeLinks();
@@ -31,6 +37,10 @@ class ShmConnection implements DaemonConnection {
 
   get ended(): boolean {
     return this.client.ended;
+  }
+
+  report(report: DriverReport): void {
+    this.#reports.send(report);
   }
 
   slotBytes(pieceBytes: number): number {
@@ -77,6 +87,6 @@ class ShmConnection implements DaemonConnection {
 
 /** Connects over shared memory; the address is the path of the daemon's socket. */
 export const connectShm: Connector = async (address, deadlineMs) => {
-  const { client, welcome } = await ControlClient.connect(address, deadlineMs);
+  const { client, welcome } = await ControlClient.connect(address, deadlineMs, { policies: true });
   return new ShmConnection(client, welcome);
 };

@@ -1,6 +1,6 @@
 import { type DescriptorBundle, native, nativeError } from '../binding/native.js';
 import { localError } from '../common/errors.js';
-import type { PayloadOf } from '../proto/frames.js';
+import type { DriverReport, PayloadOf } from '../proto/frames.js';
 import { LaneKind } from '../proto/generated.js';
 import { controlHello, encodeLane } from '../proto/lanes.js';
 import { slotBytesOf } from '../proto/slots.js';
@@ -8,6 +8,8 @@ import type { CarriedLink, Carrier } from './carrier.js';
 import { ControlClient } from './control_client.js';
 import type { DaemonConnection, LinkRequest, PlaceMemory } from './link.js';
 import { openLane } from './open_lane.js';
+import { PolicyFeed } from './policy_feed.js';
+import { ReportSender } from './report_sender.js';
 import { formatStreamAddress, type StreamAddress } from './stream_address.js';
 import { StreamLink } from './stream_link.js';
 
@@ -31,6 +33,8 @@ export interface StreamOptions {
 export class StreamConnection implements DaemonConnection {
   onDraining: () => void = () => {};
   onEnd: (reason: string) => void = () => {};
+  readonly policies: PolicyFeed;
+  readonly #reports: ReportSender;
   readonly #links: StreamLink[] = [];
   readonly #carried: CarriedLink[] = [];
   readonly #dropped: Promise<void>[] = [];
@@ -44,6 +48,8 @@ export class StreamConnection implements DaemonConnection {
     private readonly deadlineMs: number,
     private readonly options: StreamOptions,
   ) {
+    this.policies = new PolicyFeed(client, welcome);
+    this.#reports = new ReportSender(client, welcome);
     client.onDraining = () => this.onDraining();
     client.onEnd = (reason) => this.#end(reason);
   }
@@ -55,7 +61,7 @@ export class StreamConnection implements DaemonConnection {
       deadlineMs,
       'hello',
       'welcome',
-      options.token === undefined ? {} : { token: options.token },
+      { policies: true, ...(options.token === undefined ? {} : { token: options.token }) },
     );
     return new StreamConnection(address, client, welcome, deadlineMs, options);
   }
@@ -66,6 +72,10 @@ export class StreamConnection implements DaemonConnection {
 
   get ended(): boolean {
     return this.#ended || this.client.ended;
+  }
+
+  report(report: DriverReport): void {
+    this.#reports.send(report);
   }
 
   slotBytes(pieceBytes: number): number {

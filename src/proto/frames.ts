@@ -1,6 +1,8 @@
 import { Packr } from 'msgpackr';
 import { z } from 'zod';
 import { KvssError } from '../common/errors.js';
+import { TENANT_DIGEST_BYTES, tenantPolicy } from '../common/tenant_policy.js';
+import { driverReport, reportedDriver } from './driver_report.js';
 import {
   decodeFrameHeader,
   encodeFrameHeader,
@@ -10,7 +12,9 @@ import {
   frameTypeName,
   MAX_FRAME_BYTES,
   MAX_PIECE_BYTES,
+  MAX_POLICIES_PER_FRAME,
   MAX_RING_ENTRIES,
+  MAX_SESSIONS,
   MAX_SHARDS,
   MAX_SLOTS_PER_GRANT,
   MAX_WIO_STREAMS,
@@ -32,6 +36,11 @@ export interface Frame {
 
 // Plain msgpack only, both ways; isPlainMsgpack keeps out what the decoder would take besides.
 const codec = new Packr({ useRecords: false, mapsAsObjects: true, int64AsType: 'number', moreTypes: false });
+
+/** Bytes that a payload takes in a frame. */
+export function payloadLength(payload: unknown): number {
+  return codec.pack(payload).length;
+}
 
 export function encodeFrame(frame: Frame): Uint8Array {
   const payload = codec.pack(frame.payload);
@@ -91,6 +100,12 @@ const ticket = z.custom<Uint8Array>(
   'a ticket has 32 bytes',
 );
 
+/** Which tenant; see tenantDigest. */
+const digest = z.custom<Uint8Array>(
+  (value) => value instanceof Uint8Array && value.length === TENANT_DIGEST_BYTES,
+  'a digest has 32 bytes',
+);
+
 /** Columns on an emulated wafer: 64 bits of place and 64 bits of key each. */
 const packedColumns = z.custom<Uint8Array>(
   (value) => value instanceof Uint8Array && value.length % 16 === 0,
@@ -115,6 +130,8 @@ export const Payload = {
     client: z.string().max(256),
     /** Shared secret of a stream listener that wants one. */
     token: z.string().max(1024).optional(),
+    /** Whether the client follows tenant policies: it asks for them when it is told that there are some. */
+    policies: z.boolean().optional(),
   }),
   welcome: z.object({
     daemon: z.string().max(256),
@@ -123,6 +140,10 @@ export const Payload = {
     sessionId: count(Number.MAX_SAFE_INTEGER),
     pid: count(2 ** 31),
     shards: z.array(shardState).max(MAX_SHARDS),
+    /** Version of the tenant policies. Where it is there, the client may store nothing before it has asked for them. */
+    policies: count(Number.MAX_SAFE_INTEGER).optional(),
+    /** Whether the daemon takes reports. */
+    reports: z.boolean().optional(),
   }),
   attach: z.object({ shard, ringEntries: z.number().int().min(MIN_RING_ENTRIES).max(MAX_RING_ENTRIES) }),
   attached: z.object({ ringEntries: positive(MAX_RING_ENTRIES) }),
@@ -144,11 +165,18 @@ export const Payload = {
   granted: z.object({ slotBytes: positive(MAX_PIECE_BYTES), bytes, hugePages: z.boolean() }),
   release: z.object({ shard, grantId: count(2 ** 32 - 1) }),
   released: z.object({}),
-  stats: z.object({}),
+  stats: z.object({
+    /** Only drivers of later sessions than this one; the others were in an answer before. */
+    driversAfter: bytes.optional(),
+  }),
   statsReply: z.object({
     shards: z.array(shardState).max(MAX_SHARDS),
     sessions: count(65536),
     uptimeSeconds: z.number(),
+    /** Drivers that have reported, by session. */
+    drivers: z.array(reportedDriver).max(MAX_SESSIONS).optional(),
+    /** Whether there are more than fit into the frame. */
+    moreDrivers: z.boolean().optional(),
   }),
   carrierHello: z.object({
     client: z.string().max(256),
@@ -188,12 +216,35 @@ export const Payload = {
   computed: z.object({}),
   check: z.object({ columns: packedColumns }),
   checked: z.object({ bytes, lines: bytes, mismatches: bytes }),
+  policies: z.object({
+    /** `version` and `basis` of the last page; 0 for none. */
+    since: bytes,
+    basis: bytes,
+  }),
+  policiesPage: z.object({
+    /** Version up to which the client has all changes with this page. */
+    version: bytes,
+    /** Another one than was asked with goes with `reset`. */
+    basis: bytes,
+    /** Whether everything that came before is void. */
+    reset: z.boolean(),
+    /** Whether changes after `version` are left. Until they have come, what is known is incomplete. */
+    more: z.boolean(),
+    /** Policy of tenants without one of their own. */
+    default: tenantPolicy,
+    /** An entry without a policy says that the tenant has none of its own any more. */
+    entries: z.array(z.object({ digest, policy: tenantPolicy.optional() })).max(MAX_POLICIES_PER_FRAME),
+  }),
+  report: driverReport,
+  reported: z.object({}),
   error: z.object({ status: count(65535), message: z.string().max(4096) }),
   draining: z.object({}),
+  policiesChanged: z.object({}),
 } as const;
 
 export type PayloadOf<Name extends keyof typeof Payload> = z.infer<(typeof Payload)[Name]>;
 export type ShardState = z.infer<typeof shardState>;
+export type { DriverReport, ReportedDriver } from './driver_report.js';
 
 /** The payload of a frame of a known type, checked. Throws a KvssError with badFrame that names the field. */
 export function parsePayload<Name extends keyof typeof Payload>(name: Name, payload: unknown): PayloadOf<Name> {

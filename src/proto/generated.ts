@@ -38,6 +38,10 @@ export const MAX_PIECE_BYTES = 1073741824;
 export const MAX_WIO_STREAMS = 16;
 /** Longest time that one operation may wait for its gate and its transfer: ten minutes. */
 export const MAX_OPERATION_TIMEOUT_US = 600000000;
+/** Tenant policies of one daemon. */
+export const MAX_POLICIES = 10000;
+/** Entries of one policiesPage; each takes less than 200 bytes, so that the frame stays below maxFrameBytes. */
+export const MAX_POLICIES_PER_FRAME = 256;
 
 /** What a control frame says. Requests are odd, the answer to a request is the next even number. */
 export const FrameType = {
@@ -89,10 +93,20 @@ export const FrameType = {
   check: 23,
   /** Answer to check. */
   checked: 24,
+  /** Driver to daemon: ask for the tenant policies that changed after a version. */
+  policies: 25,
+  /** Answer to policies: some of them, oldest change first. */
+  policiesPage: 26,
+  /** Driver to daemon: how its cache does, for stats and metrics. */
+  report: 27,
+  /** Answer to report. */
+  reported: 28,
   /** A request was refused (it echoes the requestId), or, with requestId 0, the session is over. */
   error: 64,
   /** The daemon is shutting down. Finish what is in flight; send nothing new. */
   draining: 65,
+  /** Daemon to driver, unasked: there are tenant policies that the driver has not seen. Not sent again before the driver has asked. */
+  policiesChanged: 66,
 } as const;
 export type FrameType = (typeof FrameType)[keyof typeof FrameType];
 export type FrameTypeName = keyof typeof FrameType;

@@ -8,7 +8,8 @@ import type {
   OperationBatch,
   ShardLink,
 } from '../links/link.js';
-import type { ShardState } from '../proto/frames.js';
+import type { DaemonPolicies } from '../links/policy_feed.js';
+import type { DriverReport, ShardState } from '../proto/frames.js';
 import { Opcode, Status } from '../proto/generated.js';
 import type { Direction, Path, Topology } from './topology.js';
 
@@ -258,6 +259,14 @@ class ShapedConnection implements DaemonConnection {
 
   get ended(): boolean {
     return this.inner.ended;
+  }
+
+  get policies(): DaemonPolicies {
+    return this.inner.policies;
+  }
+
+  report(report: DriverReport): void {
+    this.inner.report(report);
   }
 
   slotBytes(pieceBytes: number): number {

@@ -23,9 +23,33 @@ import { settings } from '../model/property_settings.js';
 const SHARD = { index: 63, domain: 1, budgetBytes: 2 ** 40, freeBytes: 5, hugePages: false };
 const TICKET = Uint8Array.from({ length: 32 }, (_, index) => index);
 
+const DIGEST = Uint8Array.from({ length: 32 }, (_, index) => 255 - index);
+const REPORT = {
+  model: 'llama é',
+  policy: 'lru',
+  columns: 3,
+  capacityColumns: 70_000,
+  lookups: 2 ** 33,
+  promptTokens: 9,
+  hitTokens: 4,
+  missTokens: { cold: 3, noStore: 2 },
+  curve: [
+    { columns: 64, hitRate: 0.5 },
+    { columns: 128, hitRate: 1 },
+  ],
+};
+
 const GOLDEN: { [Name in keyof typeof Payload]: PayloadOf<Name> } = {
-  hello: { client: 'fuzz', token: 'é secret' },
-  welcome: { daemon: 'd', epoch: 'e', sessionId: 2 ** 40, pid: 2, shards: [SHARD, SHARD] },
+  hello: { client: 'fuzz', token: 'é secret', policies: true },
+  welcome: {
+    daemon: 'd',
+    epoch: 'e',
+    sessionId: 2 ** 40,
+    pid: 2,
+    shards: [SHARD, SHARD],
+    policies: 2 ** 40,
+    reports: true,
+  },
   attach: { shard: 3, ringEntries: 4096 },
   attached: { ringEntries: 8 },
   attachStream: { shard: 0, window: 64, checksums: true },
@@ -36,8 +60,14 @@ const GOLDEN: { [Name in keyof typeof Payload]: PayloadOf<Name> } = {
   granted: { slotBytes: 64, bytes: 2 ** 33, hugePages: true },
   release: { shard: 0, grantId: 1 },
   released: {},
-  stats: {},
-  statsReply: { shards: [SHARD], sessions: 3, uptimeSeconds: 0.5 },
+  stats: { driversAfter: 7 },
+  statsReply: {
+    shards: [SHARD],
+    sessions: 3,
+    uptimeSeconds: 0.5,
+    drivers: [{ sessionId: 8, ageSeconds: 0.25, report: REPORT }],
+    moreDrivers: false,
+  },
   carrierHello: { client: 'fuzz', owner: 'o', token: 't' },
   carrierWelcome: { carrier: 'c', epoch: 'e', sessionId: 7, places: 1000, pieceBytes: [4096, 65_536] },
   carry: {
@@ -57,8 +87,31 @@ const GOLDEN: { [Name in keyof typeof Payload]: PayloadOf<Name> } = {
   computed: {},
   check: { columns: new Uint8Array(16) },
   checked: { bytes: 1, lines: 2, mismatches: 0 },
+  policies: { since: 7, basis: 1 },
+  policiesPage: {
+    version: 300,
+    basis: 2,
+    reset: true,
+    more: false,
+    default: { noStore: true },
+    entries: [
+      {
+        digest: DIGEST,
+        policy: {
+          ttl: { mode: 'first-use', seconds: 0.5 },
+          storeUpTo: 70_000,
+          quotaBytes: 2 ** 33,
+          tenantClass: 'gold',
+        },
+      },
+      { digest: TICKET },
+    ],
+  },
+  report: REPORT,
+  reported: {},
   error: { status: 68, message: 'no' },
   draining: {},
+  policiesChanged: {},
 };
 const names = Object.keys(GOLDEN) as (keyof typeof Payload)[];
 const FRAMES = names.map((name) => encodeFrame({ type: FrameType[name], requestId: 1, payload: GOLDEN[name] }));

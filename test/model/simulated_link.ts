@@ -7,6 +7,7 @@ import type {
   OperationBatch,
   ShardLink,
 } from '../../src/links/link.js';
+import { NO_POLICIES } from '../../src/links/policy_feed.js';
 import type { ShardState } from '../../src/proto/frames.js';
 import { DescriptorFlag, Opcode, Status } from '../../src/proto/generated.js';
 import { sameBytes } from './stamp.js';
@@ -296,6 +297,7 @@ export class SimulatedLink implements ShardLink {
 class SimulatedConnection implements DaemonConnection {
   onDraining: () => void = () => {};
   onEnd: (reason: string) => void = () => {};
+  readonly policies = NO_POLICIES;
   readonly links: SimulatedLink[] = [];
   readonly shards: readonly ShardState[];
   #over: 'closed' | 'ended' | undefined;
@@ -317,6 +319,8 @@ class SimulatedConnection implements DaemonConnection {
   get isOver(): boolean {
     return this.#over !== undefined;
   }
+
+  report(): void {}
 
   slotBytes(pieceBytes: number): number {
     return slotBytesOf(pieceBytes);

@@ -1,6 +1,7 @@
 import { expect, test } from 'vitest';
 import { systemClock } from '../../src/common/clock.js';
 import type { CompletionHandler, Connector, OperationBatch, ShardLink } from '../../src/links/link.js';
+import { NO_POLICIES } from '../../src/links/policy_feed.js';
 import { Opcode, Status } from '../../src/proto/generated.js';
 import { Stripe } from '../../src/swdriver/stripe.js';
 import type { StripeGroup } from '../../src/swdriver/stripe_group.js';
@@ -54,6 +55,8 @@ async function stripeOver(link: PatientLink, spinUs: number): Promise<Stripe> {
     shards: [{ index: 0, domain: 0, budgetBytes: 4096, freeBytes: 4096, hugePages: false }],
     slotBytes: (bytes) => bytes,
     openLink: async () => link,
+    policies: NO_POLICIES,
+    report: () => {},
     onDraining: () => {},
     onEnd: () => {},
     ended: false,
