@@ -51,7 +51,6 @@ test('fingerprints tell prefixes apart by every token, by order, by parent and b
     expect(of([...tokens, 0])).not.toBe(of(tokens));
     expect(of(tokens)).toBe(of(tokens));
   }
-  expect(new Fingerprint(1, 3)).not.toBe(fingerprint);
   new Fingerprint(3, 4).chain(0, 0, Uint32Array.of(7), 0, 1, 0, out);
   const elsewhere = out.join();
   expect(of([7])).not.toBe(elsewhere);
@@ -157,13 +156,13 @@ test('a history with room for everything says what an exact one says', () => {
   );
 });
 
-test('a history that is too small forgets, and never tells what is not so', () => {
+test.each([8, 16, 64])('a history of %i entries, too few, forgets, and never tells what is not so', (maxEntries) => {
   const next = random32(3);
-  const history = new ColumnHistory({ capacity: 16, maxEntries: 64 });
+  const history = new ColumnHistory({ capacity: 64, maxEntries });
   const oracle = new Map<string, ColumnState>();
   const keys = Array.from({ length: 60 }, () => [next(), next()] as const);
   let forgotten = 0;
-  for (let step = 0; step < 20_000; step += 1) {
+  for (let step = 0; step < 10_000; step += 1) {
     const key = next() % keys.length;
     const owner = 1 + (next() % 3);
     const [low, high] = keys[key] as readonly [number, number];
@@ -183,7 +182,7 @@ test('a history that is too small forgets, and never tells what is not so', () =
   }
   expect(forgotten).toBeGreaterThan(0);
   expect(history.entries).toBeLessThanOrEqual(history.capacityEntries);
-  expect(history.capacityEntries).toBe(64);
+  expect(history.capacityEntries).toBe(maxEntries);
   for (let owner = 1; owner <= 3; owner += 1) history.forgetOwner(owner);
   for (const [low, high] of keys) expect(history.causeOf(low, high, 1)).toBe('neverStored');
 });

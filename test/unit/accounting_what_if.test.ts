@@ -105,11 +105,22 @@ test('with a sample of all columns the curve is exact, at every capacity', () =>
   for (const prompts of [[...conversations(400, 12, 1)], [...zipf(60, 0.8, 4000, 2)]]) {
     const curve = curveOf(prompts, 4096, 16_384);
     expect(curve.rate).toBe(1);
-    // Buckets hold one distance each up to 64; above they are a 32nd wide.
-    for (const capacity of [1, 2, 3, 10, 50, 63, 64]) {
+    // Buckets hold one distance each below 64; from there on they are a 32nd wide.
+    for (const capacity of [1, 2, 3, 10, 50, 63]) {
       expect(curve.hitRateAt(capacity)).toBeCloseTo(lruHitRate(prompts, capacity), 10);
     }
     expect(worstError(prompts, curve, [65, 99, 300, 1000, 4096])).toBeLessThan(0.005);
+  }
+});
+
+test('with as many samples as the largest capacity the curve stays exact, however many columns go by', () => {
+  for (const prompts of [[...conversations(400, 12, 1)], [...zipf(300, 0.5, 20_000, 2)]]) {
+    const curve = curveOf(prompts, 64, 64);
+    expect(curve.rate).toBe(1);
+    expect(curve.samples).toBe(64);
+    for (const capacity of [1, 2, 5, 17, 40, 63]) {
+      expect(curve.hitRateAt(capacity)).toBeCloseTo(lruHitRate(prompts, capacity), 10);
+    }
   }
 });
 

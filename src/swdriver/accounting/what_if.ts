@@ -15,7 +15,7 @@ export interface HitRateCurveOptions {
   halveAfterColumns?: number;
 }
 
-// Distances in columns, to 2 ** 40, in steps of a 32nd: exact to 64, within 3.1 % above.
+// Distances in columns, to 2 ** 40, in steps of a 32nd: exact below 64, within 3.1 % from there on.
 const SCALE = new LogScale(0, 40, 5);
 const POSITIONS_PER_SAMPLE = 4;
 const ALL = 2 ** 32;
