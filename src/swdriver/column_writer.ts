@@ -6,6 +6,7 @@ import { NONE, type Node } from './prefix_map.js';
 import { type ColumnRef, checkLength, checkPlace, type PieceSource } from './runtime.js';
 import type { Stripe } from './stripe.js';
 import type { BatchOutcome, StripeGroup } from './stripe_group.js';
+import type { Tenant } from './tenant.js';
 
 const NO_PLACE = -1;
 const NOTHING_SENT: Promise<BatchOutcome> = Promise.resolve(new Uint16Array(0));
@@ -47,7 +48,9 @@ export type IsNeeded = (group: number, column: number) => boolean;
 export class ColumnWriter {
   constructor(
     private readonly core: DriverCore,
-    private readonly tenantTag: bigint,
+    private readonly tenant: Tenant,
+    /** Root of the namespace. */
+    private readonly root: Node,
   ) {}
 
   /**
@@ -56,7 +59,7 @@ export class ColumnWriter {
    */
   claim(source: PieceSource, index: number, needed: IsNeeded): Claim | StripeGroup | undefined {
     const { core } = this;
-    const room = core.claimRoom();
+    const room = core.claimRoom(this.tenant);
     if (!room) return undefined;
     const { stripe, slots } = room;
     const generation = core.nextGeneration();
@@ -110,14 +113,19 @@ export class ColumnWriter {
     return busy ?? (claim.parts.length > 0 ? claim : undefined);
   }
 
-  /** Enters a claimed column in the map below `parent`, invisible as yet. The caller has seen that it is not there. */
-  enter(claim: Claim, parent: Node, tokens: Uint32Array, spelling: string): void {
-    const { map } = this.core;
+  /**
+   * Enters a claimed column in the map below `parent`, invisible as yet. The caller has seen that it is not there. `low` and
+   * `high`: fingerprint of its prefix.
+   */
+  enter(claim: Claim, parent: Node, tokens: Uint32Array, spelling: string, low: number, high: number): void {
+    const { core } = this;
+    const { map } = core;
     const { stripe, index, generation, parts } = claim;
     const first = parts[0] as ClaimedPart;
     claim.node = map.insert(parent, tokens, index * map.columnTokens, stripe.index, first.slot, generation, spelling);
     claim.serial = map.serial(claim.node);
     for (const { group, slot } of parts.slice(1)) map.addPart(claim.node, group, slot, generation);
+    core.entered(claim.node, this.root, low, high);
   }
 
   /** Whether the claimed places are still this column's: a shard that dies takes them away. */
@@ -199,7 +207,9 @@ export class ColumnWriter {
       core.map.confirmPart(claim.node, group);
       core.windowOf(claim.node, group).add(claim.node, needed);
     }
+    if (claim.mending) return;
     core.map.publish(claim.node);
+    core.published(claim.node);
   }
 
   /**
@@ -213,7 +223,7 @@ export class ColumnWriter {
     for (const group of core.windowGroups) {
       if (node !== NONE && map.hasPart(node, group)) continue;
       const needed = isNeeded(group, index);
-      const slot = core.claimWindowSlot(stripe, group, needed);
+      const slot = core.claimWindowSlot(this.tenant, stripe, group, needed);
       if (slot === undefined) continue;
       let place: number | StripeGroup | undefined;
       try {
@@ -223,7 +233,10 @@ export class ColumnWriter {
         throw thrown;
       }
       if (typeof place === 'number') {
-        if (node !== NONE) map.addPart(node, group, slot, generation);
+        if (node !== NONE) {
+          map.addPart(node, group, slot, generation);
+          core.partAdded(node, group);
+        }
         parts.push({ group, slot, place, needed });
       } else if (place && needed) {
         this.abandon(claim);
@@ -281,7 +294,7 @@ export class ColumnWriter {
 
   #refOf(index: number, group: number, generation: number): ColumnRef {
     const { name } = this.core.settings.groups[group] as Group;
-    return { index, group: name, tenantTag: this.tenantTag, generation };
+    return { index, group: name, tenantTag: this.tenant.tag, generation };
   }
 
   /** Whoever writes a part writes no more: from now on only what is in flight keeps its slot. */
@@ -376,7 +389,7 @@ export class ColumnWriter {
       slots: all ? slots : slots.slice(0, items),
       places: all ? places : places.slice(0, items),
       generations: all ? generations : generations.slice(0, items),
-      tenantTag: this.tenantTag,
+      tenantTag: this.tenant.tag,
       deadlineMs,
       // Looking for one keeps the others from being sent.
       awaited: last && group === this.core.settings.groups.length - 1,

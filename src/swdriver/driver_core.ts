@@ -1,14 +1,22 @@
 import type { Clock } from '../common/clock.js';
-import type { Connector } from '../links/link.js';
+import type { Connector, DaemonConnection } from '../links/link.js';
 import { DescriptorFlag, Opcode } from '../proto/generated.js';
+import { Accounting } from './accounting/accounting.js';
+import { publish } from './accounting/channels.js';
+import type { ColumnState } from './accounting/column_history.js';
+import { MissTally } from './accounting/miss_cause.js';
+import type { PromptFingerprints } from './accounting/prompt_fingerprints.js';
+import { ColumnLedger } from './column_ledger.js';
 import { type DriverStats, type GroupStats, noStats } from './driver_stats.js';
 import type { EvictionPolicy } from './eviction_policy.js';
+import { Expiry } from './expiry.js';
 import { Hit, type HitHost } from './hit.js';
 import type { Group } from './model.js';
 import { NONE, type Node, PrefixMap } from './prefix_map.js';
 import { checkEnds, type PieceSink, type PieceSource } from './runtime.js';
 import { Stripe, type StripeSettings } from './stripe.js';
 import type { StripeGroup } from './stripe_group.js';
+import type { Tenant } from './tenant.js';
 import { WindowParts } from './window_parts.js';
 
 export interface DriverCoreSettings {
@@ -22,6 +30,27 @@ export interface DriverCoreSettings {
   readonly places: readonly number[];
   readonly stripes: readonly StripeSettings[];
   readonly hashBits?: number;
+  /** Id of the model, for figures. */
+  readonly model: string;
+  /** Longest that an expired column stays after its time, in milliseconds, before the shards are told to scrub it. */
+  readonly expiryTickMs: number;
+}
+
+/** Why columns go. */
+export type Reason = Exclude<ColumnState, 'stored'> | 'forgotten';
+
+/** What a sequence asks of the map. */
+export interface Lookup {
+  readonly tenant: Tenant;
+  /** Root of its namespace. */
+  readonly root: Node;
+  readonly tokens: Uint32Array;
+  /** What the columns hold besides tokens, by number. */
+  readonly contents: Uint32Array | undefined;
+  /** Where the fingerprints of the prompt's columns are written, two numbers each. */
+  readonly fingerprints: PromptFingerprints;
+  /** Columns from this one on are not stored, because a policy or the caller does not want it. */
+  readonly storeColumns: number;
 }
 
 /** Room for a new column: a slot in each group that keeps whole prefixes. */
@@ -39,7 +68,11 @@ export class DriverCore implements HitHost {
   readonly stats: DriverStats = noStats();
   readonly groupStats: readonly GroupStats[];
   readonly #columnBytes: readonly number[];
+  readonly accounting: Accounting;
+  readonly ledger = new ColumnLedger();
   onStripeChange: (stripe: Stripe, up: boolean, reason: string) => void = () => {};
+  /** A connection to a daemon has been made, and nothing has been stored over it as yet. */
+  onConnection: (address: string, connection: DaemonConnection) => void = () => {};
   #map: PrefixMap;
   /** Parts of the groups that do not keep whole prefixes, by stripe and group. */
   readonly #windows: (WindowParts | undefined)[][];
@@ -47,6 +80,11 @@ export class DriverCore implements HitHost {
   readonly #windowGroups: readonly number[];
   readonly #requiredWindows: readonly number[];
   readonly #wholeGroups: number;
+  /** Bytes of a column in the groups that keep whole prefixes. */
+  readonly #wholeBytes: number;
+  readonly #expiry: Expiry;
+  /** Tenants by the negated root of a namespace. */
+  readonly #tenants: (Tenant | undefined)[] = [];
   #generation = 0;
   /** Pinned hits in the order of their deadlines, which is the order of their making. */
   readonly #hits = new Set<Hit>();
@@ -74,11 +112,18 @@ export class DriverCore implements HitHost {
     this.#windows = settings.stripes.map(() =>
       groups.map((_, index) => (index < this.#wholeGroups ? undefined : new WindowParts(0))),
     );
+    this.#wholeBytes = this.#columnBytes.slice(0, this.#wholeGroups).reduce((sum, bytes) => sum + bytes, 0);
+    this.accounting = new Accounting(settings.model, settings.columnTokens);
+    this.#expiry = new Expiry(clock, settings.expiryTickMs, {
+      expiryOf: (node, serial) => this.#expiryOf(node, serial),
+      expire: (nodes) => this.#expire(nodes),
+    });
     this.stripes = settings.stripes.map(
       (stripe, index) =>
         new Stripe(index, stripe, connect, clock, {
           up: (which) => this.#stripeUp(which),
           down: (which, reason) => this.#stripeDown(which, reason),
+          connected: (address, connection) => this.onConnection(address, connection),
         }),
     );
   }
@@ -96,41 +141,137 @@ export class DriverCore implements HitHost {
     );
   }
 
-  /**
-   * The longest usable prefix of `tokens` in a namespace, pinned. `contents`: what its columns hold besides tokens.
-   */
-  match(namespace: string, tenantTag: bigint, tokens: Uint32Array, contents?: Uint32Array): Hit {
-    const { map, stats } = this;
+  /** The longest usable prefix of a prompt, pinned. */
+  match(lookup: Lookup): Hit {
+    const { map, stats, ledger, accounting } = this;
+    const { tenant, tokens } = lookup;
+    const started = performance.now();
+    const now = this.clock.now();
     const path: Node[] = [];
-    map.walk(map.root(namespace), tokens, 0, Number.POSITIVE_INFINITY, path, contents);
+    // What is stored of a tenant whose policies are not known must not be served: it may have expired.
+    if (!tenant.policy.noStore) {
+      map.walk(lookup.root, tokens, 0, Math.floor(tenant.policy.storeUpTo / map.columnTokens), path, lookup.contents);
+    }
     const serials: number[] = [];
     const stripeOf: Stripe[] = [];
+    const { expires } = tenant;
+    let expired: Node = NONE;
     for (const node of path) {
       const stripe = this.#stripeOf(node);
       // A stripe that is about to go takes no refills any more.
       if (!stripe.usable) break;
+      if (expires && tenant.expiryOf(ledger.storedAt(node), ledger.usedAt(node)) <= now) {
+        expired = node;
+        break;
+      }
       stripeOf.push(stripe);
       serials.push(map.serial(node));
     }
     const whole = stripeOf.length;
     const columns = this.usableColumns(path, whole);
+    const missed = this.#account(lookup, path, whole, columns, expired);
     path.length = columns;
     serials.length = columns;
     stripeOf.length = columns;
     const last = path.at(-1);
     if (last !== undefined) {
       map.touch(last);
+      ledger.use(path, columns, now);
       // Only leaves are ever evicted, so this pin holds the whole path.
       map.pin(last);
     }
+    if (expired !== NONE) this.#expire([expired]);
+    const hitTokens = columns * map.columnTokens;
     stats.lookups += 1;
     stats.promptTokens += tokens.length;
-    stats.hitTokens += columns * map.columnTokens;
-    const pinDeadline = this.clock.now() + this.settings.pinDeadlineMs;
-    const hit = new Hit(this, tenantTag, path, serials, stripeOf, whole, pinDeadline);
+    stats.hitTokens += hitTokens;
+    const hit = new Hit(this, tenant, path, serials, stripeOf, whole, now + this.settings.pinDeadlineMs, missed);
     this.#hits.add(hit);
     this.#sweepLater();
+    accounting.matched(tenant.account, tokens.length, hitTokens, columns, missed, performance.now() - started);
     return hit;
+  }
+
+  /** Why the columns behind a hit were missed. Writes the fingerprints of all columns. */
+  #account(lookup: Lookup, path: readonly Node[], whole: number, columns: number, expired: Node): MissTally {
+    const { ledger, accounting, map } = this;
+    const { fingerprints, tokens, tenant, root, storeColumns } = lookup;
+    const { columnTokens } = map;
+    const full = Math.floor(tokens.length / columnTokens);
+    fingerprints.reserve(full);
+    for (let column = 0; column < path.length; column += 1) {
+      const node = path[column] as Node;
+      fingerprints.set(column, ledger.low(node), ledger.high(node));
+    }
+    fingerprints.extend(accounting.fingerprint, tokens, columnTokens, path.length, full);
+    accounting.curve.recordPrompt(-root, fingerprints.halves, full, tokens.length / columnTokens);
+    const missed = new MissTally();
+    missed.add('partial', tokens.length - full * columnTokens);
+    if (tenant.policy.noStore) {
+      missed.add('policy', full * columnTokens);
+      return missed;
+    }
+    missed.add('groupMissing', (whole - columns) * columnTokens);
+    const kept = Math.max(whole, Math.min(full, storeColumns));
+    missed.add('policy', (full - kept) * columnTokens);
+    let from = whole;
+    if (expired !== NONE) {
+      missed.add('expired', (path.length - whole) * columnTokens);
+      from = path.length;
+    }
+    if (from < kept) accounting.history.explain(fingerprints.halves, from, kept, -root, columnTokens, missed);
+    return missed;
+  }
+
+  /** A tenant has a namespace. */
+  adopt(tenant: Tenant, namespace: string): Node {
+    const root = this.#map.root(namespace);
+    if (this.#tenants[-root] === undefined) {
+      this.#tenants[-root] = tenant;
+      tenant.roots.push(root);
+    }
+    return root;
+  }
+
+  /** A tenant's policy is another one: what it does not allow any more goes. */
+  policyChanged(tenant: Tenant): void {
+    const { policy } = tenant;
+    if (policy.pending) return;
+    const columns = policy.noStore ? 0 : Math.floor(policy.storeUpTo / this.settings.columnTokens);
+    for (const root of tenant.roots) {
+      if (columns !== Number.POSITIVE_INFINITY) this.#eraseFrom(root, columns);
+      if (tenant.expires) this.#below(root, (node) => this.#expiry.watch(node, this.#map.serial(node)));
+    }
+    this.enforceQuota(tenant);
+  }
+
+  /** Makes room until a tenant has no more than it may. */
+  enforceQuota(tenant: Tenant): void {
+    while (tenant.storedBytes > tenant.policy.quotaBytes && this.#evictFrom(tenant));
+  }
+
+  /** A column has been entered in the map, with its parts. */
+  entered(node: Node, root: Node, low: number, high: number): void {
+    this.ledger.enter(node, root, low, high, this.clock.now());
+    for (let group = 0; group < this.#columnBytes.length; group += 1) {
+      if (this.#map.hasPart(node, group)) this.#charge(node, group, 1);
+    }
+  }
+
+  /** A part has been added to a column that is in the map. */
+  partAdded(node: Node, group: number): void {
+    this.#charge(node, group, 1);
+  }
+
+  /** A column has been published. */
+  published(node: Node): void {
+    const { ledger } = this;
+    const root = ledger.root(node);
+    this.accounting.history.note(ledger.low(node), ledger.high(node), -root, 'stored');
+    const tenant = this.#tenants[-root];
+    if (!tenant) return;
+    tenant.account.columnsEvicted += 1;
+    if (tenant.expires) this.#expiry.watch(node, this.#map.serial(node));
   }
 
   /**
@@ -182,16 +323,30 @@ export class DriverCore implements HitHost {
     this.#hits.delete(hit);
   }
 
-  /** Room for one column: free slots, or those of the column that the policy likes least. */
-  claimRoom(): Room | undefined {
+  /**
+   * Room for one column of a tenant: free slots, or those of the column that the policy likes least; of the tenant's own
+   * where it has its quota.
+   */
+  claimRoom(tenant: Tenant): Room | undefined {
+    while (tenant.storedBytes + this.#wholeBytes > tenant.policy.quotaBytes) {
+      if (!this.#evictFrom(tenant)) return undefined;
+    }
     for (;;) {
       const stripe = this.#roomiestStripe();
       if (!stripe) return undefined;
       if (stripe.freeSlots > 0) return { stripe, slots: this.#takeSlots(stripe) };
       // The victim's slots come back through #discard, unless something in flight still touches them.
-      if (this.#map.evictLeaf((node) => this.#discard(node)) === NONE) return undefined;
+      if (this.#map.evictLeaf((node) => this.#discard(node, 'evicted')) === NONE) return undefined;
       this.stats.columnsDeleted += 1;
     }
+  }
+
+  /** Has the column of a tenant make room that the policy likes least. Answers false where all are pinned. */
+  #evictFrom(tenant: Tenant): boolean {
+    const victim = this.#map.evictLeafOf(tenant.roots, (node) => this.#discard(node, 'refused'));
+    if (victim === NONE) return false;
+    this.stats.columnsDeleted += 1;
+    return true;
   }
 
   #takeSlots(stripe: Stripe): number[] {
@@ -206,7 +361,8 @@ export class DriverCore implements HitHost {
    * A slot for the part of a group that does not keep whole prefixes. What no prompt has needed yet makes room for what one
    * does, and takes only what is free itself.
    */
-  claimWindowSlot(stripe: Stripe, group: number, needed: boolean): number | undefined {
+  claimWindowSlot(tenant: Tenant, stripe: Stripe, group: number, needed: boolean): number | undefined {
+    if (tenant.storedBytes + (this.#columnBytes[group] as number) > tenant.policy.quotaBytes) return undefined;
     const owner = stripe.groups[group] as StripeGroup;
     const parts = this.#windows[stripe.index]?.[group] as WindowParts;
     for (;;) {
@@ -237,6 +393,7 @@ export class DriverCore implements HitHost {
   dropPart(node: Node, group: number): void {
     const stripe = this.#stripeOf(node);
     this.#windows[stripe.index]?.[group]?.remove(node);
+    this.#charge(node, group, -1);
     this.#map.dropPart(node, group);
     (stripe.groups[group] as StripeGroup).giveSlot(this.#map.slot(node, group));
   }
@@ -247,12 +404,12 @@ export class DriverCore implements HitHost {
     return this.#generation;
   }
 
-  /** Takes a column and what continues it out of the map. Nothing is asked of the shards. */
+  /** Takes a column and what continues it out of the map, because a shard has not got it. Nothing is asked of the shards. */
   remove(node: Node): number {
     let removed = 0;
     this.#map.remove(node, (gone) => {
       removed += 1;
-      this.#discard(gone);
+      this.#discard(gone, 'lost');
     });
     return removed;
   }
@@ -261,14 +418,16 @@ export class DriverCore implements HitHost {
    * Takes a column and what continues it out of the map at once, and has the shards overwrite the pieces with zeros.
    * Resolves with the number of columns when they have, or when the deadline has passed.
    */
-  async erase(node: Node): Promise<number> {
+  async erase(node: Node, reason: Reason): Promise<number> {
     const { map } = this;
     const doomed = new Map<StripeGroup, { slots: number[]; generations: number[] }>();
     let removed = 0;
     map.remove(node, (gone) => {
       const stripe = this.#stripeOf(gone);
+      this.#remember(gone, reason);
       for (const [index, group] of stripe.groups.entries()) {
         if (!map.hasPart(gone, index)) continue;
+        this.#charge(gone, index, -1);
         this.#windows[stripe.index]?.[index]?.remove(gone);
         const list = doomed.get(group) ?? { slots: [], generations: [] };
         list.slots.push(map.slot(gone, index));
@@ -277,7 +436,8 @@ export class DriverCore implements HitHost {
       }
       removed += 1;
     });
-    this.stats.columnsDeleted += removed;
+    if (reason === 'expired') this.stats.columnsExpired += removed;
+    else this.stats.columnsDeleted += removed;
     await Promise.all(
       [...doomed].map(([group, { slots, generations }]) => {
         const finished = group.run({
@@ -297,17 +457,92 @@ export class DriverCore implements HitHost {
     return removed;
   }
 
+  /**
+   * Takes every column of a tenant out of the map and has it scrubbed. Nothing is remembered of them. Resolves with their
+   * number when that is done, or when the deadline has passed.
+   */
+  async forget(tenant: Tenant): Promise<number> {
+    const erased = tenant.roots.flatMap((root) =>
+      this.#map.children(root).map((node) => this.erase(node, 'forgotten')),
+    );
+    for (const root of tenant.roots) this.accounting.history.forgetOwner(-root);
+    return (await Promise.all(erased)).reduce((sum, count) => sum + count, 0);
+  }
+
+  /** Erases all columns of a namespace that lie behind the first `columns` of their prefixes. */
+  #eraseFrom(root: Node, columns: number): void {
+    let level = this.#map.children(root);
+    for (let depth = 0; depth < columns && level.length > 0; depth += 1) {
+      level = level.flatMap((node) => this.#map.children(node));
+    }
+    for (const node of level) this.erase(node, 'refused');
+  }
+
+  /** Visits every column of a namespace. */
+  #below(root: Node, visit: (node: Node) => void): void {
+    const rest = this.#map.children(root);
+    for (let node = rest.pop(); node !== undefined; node = rest.pop()) {
+      visit(node);
+      for (const child of this.#map.children(node)) rest.push(child);
+    }
+  }
+
+  #expiryOf(node: Node, serial: number): number {
+    const { ledger } = this;
+    const tenant = this.#tenants[-ledger.root(node)];
+    if (!tenant || !this.#map.isCurrent(node, serial)) return Number.POSITIVE_INFINITY;
+    return tenant.expiryOf(ledger.storedAt(node), ledger.usedAt(node));
+  }
+
+  /** The time of these columns is over, and with it that of what continues them. */
+  #expire(nodes: readonly Node[]): void {
+    const serials = nodes.map((node) => this.#map.serial(node));
+    for (const [index, node] of nodes.entries()) {
+      // One may have gone with another.
+      if (!this.#map.isCurrent(node, serials[index] as number)) continue;
+      const tenant = this.#tenants[-this.ledger.root(node)];
+      const before = this.stats.columnsExpired;
+      this.erase(node, 'expired');
+      const columns = this.stats.columnsExpired - before;
+      if (!tenant) continue;
+      tenant.account.columnsExpired += columns;
+      const { tenantClass } = tenant.account;
+      publish('kvss:expire', () => ({ model: this.settings.model, tenantClass, columns }));
+    }
+  }
+
+  /** Counts the bytes of a part for the tenant of its column, or no more. */
+  #charge(node: Node, group: number, sign: 1 | -1): void {
+    const tenant = this.#tenants[-this.ledger.root(node)];
+    if (tenant) tenant.storedBytes += sign * (this.#columnBytes[group] as number);
+  }
+
+  /** A column goes: remembers why, for lookups that will miss it. */
+  #remember(node: Node, reason: Reason): void {
+    const { ledger, accounting } = this;
+    // What was never to be found has not been lost to anybody.
+    if (!this.#map.isStored(node)) return;
+    const owner = -ledger.root(node);
+    if (reason === 'forgotten') accounting.history.forget(ledger.low(node), ledger.high(node), owner);
+    else accounting.history.note(ledger.low(node), ledger.high(node), owner, reason);
+    const tenant = this.#tenants[owner];
+    if (tenant && reason !== 'expired' && reason !== 'lost') tenant.account.columnsDeleted += 1;
+  }
+
   close(): void {
     this.#cancelSweep?.();
+    this.#expiry.close();
     for (const stripe of this.stripes) stripe.close();
   }
 
-  #discard(node: Node): void {
+  #discard(node: Node, reason: Reason): void {
+    this.#remember(node, reason);
     const { groups, index } = this.#stripeOf(node);
     const map = this.#map;
     for (let group = 0; group < groups.length; group += 1) {
       if (!map.hasPart(node, group)) continue;
       this.#windows[index]?.[group]?.remove(node);
+      this.#charge(node, group, -1);
       (groups[group] as StripeGroup).giveSlot(map.slot(node, group));
     }
   }
@@ -340,6 +575,9 @@ export class DriverCore implements HitHost {
     if (capacity > this.#map.capacity) {
       this.#map.grow(capacity);
       for (const parts of this.#windows.flat()) parts?.grow(capacity);
+      this.ledger.grow(capacity);
+      this.#expiry.grow(capacity);
+      this.accounting.grow(capacity);
     }
     this.onStripeChange(stripe, true, '');
   }
@@ -350,7 +588,12 @@ export class DriverCore implements HitHost {
     this.#map.removeStripe(stripe.index, (node) => {
       this.stats.columnsLost += 1;
       // Columns of other stripes that continued lost ones.
-      if (this.#map.stripe(node) !== stripe.index) this.#discard(node);
+      if (this.#map.stripe(node) !== stripe.index) {
+        this.#discard(node, 'lost');
+      } else {
+        this.#remember(node, 'lost');
+        for (const group of stripe.groups.keys()) if (this.#map.hasPart(node, group)) this.#charge(node, group, -1);
+      }
     });
     this.onStripeChange(stripe, false, reason);
   }

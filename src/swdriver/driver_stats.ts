@@ -7,6 +7,8 @@ export interface DriverStats {
   columnsRefilled: number;
   /** Columns that made room for others or were forgotten on request. */
   columnsDeleted: number;
+  /** Columns whose time to live had passed. */
+  columnsExpired: number;
   /** Columns of hits that could not be refilled after all. */
   refillMisses: number;
   /** Columns that found no room, or whose evict failed. */
@@ -34,6 +36,7 @@ export function noStats(): DriverStats {
     columnsEvicted: 0,
     columnsRefilled: 0,
     columnsDeleted: 0,
+    columnsExpired: 0,
     refillMisses: 0,
     columnsDropped: 0,
     columnsLost: 0,

@@ -2,12 +2,15 @@ import type { Clock } from '../common/clock.js';
 import { localError } from '../common/errors.js';
 import { copyPiece } from '../links/copy_piece.js';
 import { Opcode, Status } from '../proto/generated.js';
+import type { Accounting } from './accounting/accounting.js';
+import type { MissCause, MissTally } from './accounting/miss_cause.js';
 import type { DriverStats } from './driver_stats.js';
 import type { Group } from './model.js';
 import type { Node, PrefixMap } from './prefix_map.js';
 import { type ColumnRef, checkLength, checkPlace, type PieceSink } from './runtime.js';
 import type { Stripe } from './stripe.js';
 import type { BatchOutcome, StripeGroup } from './stripe_group.js';
+import type { Tenant } from './tenant.js';
 import type { WindowParts } from './window_parts.js';
 
 /** Columns of one group that have been fetched: from `from`, below `end`, with their places. */
@@ -74,6 +77,7 @@ export interface HitHost {
   readonly map: PrefixMap;
   readonly clock: Clock;
   readonly stats: DriverStats;
+  readonly accounting: Accounting;
   readonly settings: {
     readonly deadlineMs: number;
     /** Places of the runtime's memory for each group. */
@@ -139,7 +143,7 @@ export class Hit implements Disposable {
   /** @internal */
   constructor(
     private readonly core: HitHost,
-    private readonly tenantTag: bigint,
+    private readonly tenant: Tenant,
     private readonly path: readonly Node[],
     private readonly serials: readonly number[],
     /** The stripe of each column of the path: later on a node may be another column's. */
@@ -148,6 +152,7 @@ export class Hit implements Disposable {
     readonly wholeColumns: number,
     /** @internal Clock time at which the pin ends by itself. */
     readonly pinDeadline: number,
+    private readonly tally: MissTally,
   ) {
     for (const stripe of stripeOf) {
       if (this.#stripes.includes(stripe)) continue;
@@ -178,6 +183,14 @@ export class Hit implements Disposable {
     return (this.#covered.get(index) ?? this.columns) * this.core.map.columnTokens;
   }
 
+  /**
+   * Tokens of the prompt that were not hit, by cause; with those of the hit they are the whole prompt. For operators:
+   * `otherTenant` tells a tenant what others have.
+   */
+  get missed(): Readonly<Record<MissCause, number>> {
+    return this.tally.toJSON();
+  }
+
   /** @internal The last column of the prefix. */
   get lastNode(): Node | undefined {
     return this.path.at(-1);
@@ -200,12 +213,14 @@ export class Hit implements Disposable {
     core.checkEnds(sink);
     // The pin stays until the reading ends, also where the caller releases meanwhile.
     this.#refills += 1;
+    const started = performance.now();
     try {
       const transfers = new Transfers();
       const budget = { leftMs: options.deadlineMs ?? core.settings.deadlineMs };
       const columns = await this.#refillGroups(sink, budget, transfers);
       core.stats.columnsRefilled += columns;
       core.stats.refillMisses += this.columns - columns;
+      core.accounting.refilled(this.tenant.account, columns, this.columns - columns, performance.now() - started);
       return { columns, tokens: columns * core.map.columnTokens, quiet: transfers.quiet };
     } finally {
       this.#refills -= 1;
@@ -430,7 +445,7 @@ export class Hit implements Disposable {
       slots,
       places: targets,
       generations,
-      tenantTag: this.tenantTag,
+      tenantTag: this.tenant.tag,
       deadlineMs,
       // While a later part is on its way the runtime reads the one before.
       awaited: from === 0 || end === this.columns,
@@ -535,7 +550,7 @@ export class Hit implements Disposable {
   #refOf(column: number, group: number): ColumnRef {
     const { map, settings } = this.core;
     const generation = map.generation(this.path[column] as Node, group);
-    return { index: column, group: (settings.groups[group] as Group).name, tenantTag: this.tenantTag, generation };
+    return { index: column, group: (settings.groups[group] as Group).name, tenantTag: this.tenant.tag, generation };
   }
 
   #askPlace(sink: { place(column: ColumnRef): number | undefined }, column: number, group: number): number | undefined {

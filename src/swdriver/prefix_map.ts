@@ -369,6 +369,19 @@ export class PrefixMap {
     return victim;
   }
 
+  /** The same for the leaf below these roots that has been used least recently. Takes time in proportion to what is there. */
+  evictLeafOf(roots: readonly Node[], visit: (removed: Node) => void): Node {
+    let victim = NONE;
+    const rest = roots.flatMap((root) => this.children(root));
+    for (let node = rest.pop(); node !== undefined; node = rest.pop()) {
+      for (const child of this.children(node)) rest.push(child);
+      if (!this.#leaves.has(node)) continue;
+      if (victim === NONE || (this.#lastUse[node] as number) < (this.#lastUse[victim] as number)) victim = node;
+    }
+    if (victim !== NONE) this.remove(victim, visit);
+    return victim;
+  }
+
   /** Whether evictLeaf would find one. */
   get hasVictim(): boolean {
     return this.#leaves.size > 0;

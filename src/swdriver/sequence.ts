@@ -1,4 +1,5 @@
 import { localError } from '../common/errors.js';
+import { PromptFingerprints } from './accounting/prompt_fingerprints.js';
 import { type Claim, ColumnWriter } from './column_writer.js';
 import { type ContentSpan, SpanList } from './contents.js';
 import type { DriverCore } from './driver_core.js';
@@ -8,6 +9,7 @@ import { NONE, type Node } from './prefix_map.js';
 import type { PieceSource } from './runtime.js';
 import type { Stripe } from './stripe.js';
 import { StripeGroup } from './stripe_group.js';
+import type { Tenant } from './tenant.js';
 
 /** How an evict ended. */
 export interface EvictResult {
@@ -54,6 +56,10 @@ export class Sequence {
   /** Verified and proposed tokens. */
   #proposedLength = 0;
   #spans: SpanList | undefined;
+  readonly #root: Node;
+  readonly #fingerprints: PromptFingerprints;
+  /** Tokens of the prompt that may be stored, as the caller wants it. */
+  #storeUpTo = Number.POSITIVE_INFINITY;
   readonly #writer: ColumnWriter;
   /** Columns written ahead, in order, the first one that of the first proposed token. */
   #ahead: AheadColumn[] = [];
@@ -70,11 +76,15 @@ export class Sequence {
   /** @internal */
   constructor(
     private readonly core: DriverCore,
-    private readonly namespace: string,
-    private readonly tenantTag: bigint,
+    private readonly tenant: Tenant,
+    namespace: string,
+    /** What its namespace differs in from those of other tenants, as a number: the adapter. */
+    extra: number,
   ) {
-    this.#writer = new ColumnWriter(core, tenantTag);
-    this.#tip = core.map.root(namespace);
+    this.#root = core.adopt(tenant, namespace);
+    this.#writer = new ColumnWriter(core, tenant, this.#root);
+    this.#fingerprints = new PromptFingerprints(extra, (column) => hashText(this.#spans?.spellingOf(column) ?? ''));
+    this.#tip = this.#root;
     this.#tipSerial = 0;
   }
 
@@ -96,20 +106,32 @@ export class Sequence {
   /**
    * Begins a prompt: finds and pins its longest cached prefix. Takes no round trip and waits for nothing. The tokens
    * are copied. `spans`: tokens that stand for something else, such as an image; their digests are part of what has to be
-   * the same. Throws KVSS_BAD_INPUT for spans that are not within the prompt.
+   * the same. `storeUpTo`: tokens from the start of the prompt of which columns may be stored, such as the head that
+   * prompts share; what the user typed then stays out. Throws KVSS_BAD_INPUT for spans that are not within the prompt.
    */
-  match(prompt: Uint32Array, options: { spans?: readonly ContentSpan[] } = {}): Hit {
+  match(prompt: Uint32Array, options: { spans?: readonly ContentSpan[]; storeUpTo?: number } = {}): Hit {
     this.#checkOpen();
     if (this.#evicting > 0) throw localError('KVSS_BAD_INPUT', 'match: wait for the evict of this sequence first');
+    const { storeUpTo = Number.POSITIVE_INFINITY } = options;
+    if (!(storeUpTo >= 0)) throw localError('KVSS_BAD_INPUT', `storeUpTo: ${storeUpTo} is no number of tokens`);
     const spans = this.#spansOf(options.spans, 0, prompt.length, undefined);
+    this.#storeUpTo = storeUpTo;
     this.#dropAhead();
     this.#spans = spans;
     this.#tokens = prompt.slice();
     this.#length = prompt.length;
     this.#proposedLength = prompt.length;
     const { map } = this.core;
-    const hit = this.core.match(this.namespace, this.tenantTag, prompt, spans?.numbersIn(map.contents));
-    this.#setTip(hit.lastNode ?? map.root(this.namespace), hit.columns);
+    this.#fingerprints.cut(0);
+    const hit = this.core.match({
+      tenant: this.tenant,
+      root: this.#root,
+      tokens: prompt,
+      contents: spans?.numbersIn(map.contents),
+      fingerprints: this.#fingerprints,
+      storeColumns: this.#storeColumns,
+    });
+    this.#setTip(hit.lastNode ?? this.#root, hit.columns);
     this.#branchColumns = hit.wholeColumns;
     return hit;
   }
@@ -186,11 +208,14 @@ export class Sequence {
   }
 
   async #evict(source: PieceSource, deadlineMs: number): Promise<EvictResult> {
-    const { map, stats } = this.core;
-    const full = this.fullColumns;
+    const { map, stats, accounting } = this.core;
+    const started = performance.now();
+    const all = this.fullColumns;
+    const full = Math.min(all, this.#storeColumns);
     // close() drops the tokens, and what has begun has to go on with those that it began with.
     const tokens = this.#tokens;
-    const proposed = Math.floor(this.#proposedLength / map.columnTokens);
+    const proposed = Math.min(Math.floor(this.#proposedLength / map.columnTokens), this.#storeColumns);
+    this.#fingerprints.extend(accounting.fingerprint, tokens, map.columnTokens, all, all);
     const from = this.#findTip();
     // Held until the end: the column that the new ones continue must not make room for them.
     const { tip, serial } = { tip: this.#tip, serial: this.#tipSerial };
@@ -214,10 +239,14 @@ export class Sequence {
       this.#findTip();
       this.#publishAhead();
     }
-    const dropped = Math.max(0, full - present - stored);
+    // What may not be stored counts as well: it will not be found.
+    const dropped = Math.max(0, all - present - stored);
     stats.columnsDropped += dropped;
-    const ahead = dropped === 0 ? await this.#writeAhead(source, full, proposed, budget) : 0;
-    return { stored, present, dropped, ahead };
+    const whole = present + stored === full && full === all;
+    const ahead = whole ? await this.#writeAhead(source, full, proposed, budget) : 0;
+    const result = { stored, present, dropped, ahead };
+    accounting.evicted(this.tenant.account, result, performance.now() - started);
+    return result;
   }
 
   /**
@@ -269,8 +298,8 @@ export class Sequence {
     let full: StripeGroup | undefined;
     try {
       for (; cursor < end; cursor += 1) {
-        // While the runtime wrote, a shard may have died and taken the columns before this one along.
-        if (!map.isCurrent(this.#tip, this.#tipSerial)) break;
+        // While the runtime wrote, a shard may have died and taken the columns before this one along, or a policy come.
+        if (!map.isCurrent(this.#tip, this.#tipSerial) || cursor >= this.#storeColumns) break;
         const existing = this.#childOfTip(tokens, cursor);
         const claim =
           existing === NONE
@@ -313,7 +342,7 @@ export class Sequence {
   ): Claim | StripeGroup | undefined {
     const claim = this.#claimBehindTip(source, column, needed);
     if (claim && !(claim instanceof StripeGroup)) {
-      this.#writer.enter(claim, this.#tip, tokens, this.#spans?.spellingOf(column) ?? '');
+      this.#enter(claim, tokens);
     }
     return claim;
   }
@@ -383,6 +412,7 @@ export class Sequence {
       for (let column = first; column < to; column += 1) {
         // A verdict has come, or the sequence has ended.
         if (this.#proposedLength < (column + 1) * map.columnTokens || from + this.#ahead.length !== column) break;
+        if (column >= this.#storeColumns) break;
         const claim = this.#claimBehindTip(source, column, needed);
         if (!claim || claim instanceof StripeGroup) break;
         const ahead: AheadColumn = { claim, stored: false };
@@ -414,7 +444,8 @@ export class Sequence {
       const { claim, stored } = ahead;
       if (claim.index >= this.fullColumns || (!stored && this.#writer.holds(claim))) return;
       this.#ahead.shift();
-      const follows = this.#findTip() === claim.index && this.#writer.holds(claim);
+      const allowed = claim.index < this.#storeColumns;
+      const follows = allowed && this.#findTip() === claim.index && this.#writer.holds(claim);
       const existing = follows ? this.#childOfTip(this.#tokens, claim.index) : NONE;
       if (!follows || existing !== NONE) {
         // What it continues is gone, or another sequence was faster.
@@ -422,11 +453,31 @@ export class Sequence {
         if (existing !== NONE) this.#setTip(existing, claim.index + 1);
         continue;
       }
-      this.#writer.enter(claim, this.#tip, this.#tokens, this.#spans?.spellingOf(claim.index) ?? '');
+      this.#enter(claim, this.#tokens);
       this.#writer.publish(claim);
       stats.columnsEvicted += 1;
       this.#setTip(claim.node, claim.index + 1);
     }
+    // What is written ahead counts for nobody before it is there.
+    this.core.enforceQuota(this.tenant);
+  }
+
+  /** Enters a claimed column in the map behind the tip. */
+  #enter(claim: Claim, tokens: Uint32Array): void {
+    const { index } = claim;
+    const { accounting, map } = this.core;
+    const fingerprints = this.#fingerprints;
+    fingerprints.extend(accounting.fingerprint, tokens, map.columnTokens, index + 1, index + 1);
+    const spelling = this.#spans?.spellingOf(index) ?? '';
+    this.#writer.enter(claim, this.#tip, tokens, spelling, fingerprints.low(index), fingerprints.high(index));
+  }
+
+  /** Columns of the prompt that may be stored. */
+  get #storeColumns(): number {
+    const { policy } = this.tenant;
+    if (policy.noStore) return 0;
+    const tokens = Math.min(policy.storeUpTo, this.#storeUpTo);
+    return tokens === Number.POSITIVE_INFINITY ? tokens : Math.floor(tokens / this.core.map.columnTokens);
   }
 
   /** Nothing that was written ahead will be verified any more. */
@@ -483,7 +534,7 @@ export class Sequence {
     const { map } = this.core;
     if (!map.isCurrent(this.#tip, this.#tipSerial) || !map.isStored(this.#tip)) {
       const path: Node[] = [];
-      const root = map.root(this.namespace);
+      const root = this.#root;
       const tokens = this.#tokens.subarray(0, this.#length);
       const contents = this.#spans?.numbersIn(map.contents);
       const columns = map.walk(root, tokens, 0, this.#tipColumns, path, contents);
@@ -501,4 +552,11 @@ export class Sequence {
   #checkOpen(): void {
     if (this.#closed) throw localError('KVSS_CLOSED', 'the sequence is closed');
   }
+}
+
+/** A number for a text, 32 bits; it only ever tells figures apart. */
+export function hashText(text: string): number {
+  let hash = text === '' ? 0 : 0x811c9dc5;
+  for (let index = 0; index < text.length; index += 1) hash = Math.imul(hash ^ text.charCodeAt(index), 0x01000193);
+  return hash;
 }

@@ -31,6 +31,8 @@ export interface StripeEvents {
   up(stripe: Stripe): void;
   /** Everything on the stripe is lost, and everything in flight ends as a miss. */
   down(stripe: Stripe, reason: string): void;
+  /** A session with a daemon has been opened, and nothing has been stored over it as yet. */
+  connected?(address: string, connection: DaemonConnection): void;
 }
 
 const FIRST_RETRY_MS = 50;
@@ -111,6 +113,9 @@ export class Stripe {
     try {
       // Each group has a session of its own with every daemon: grants, queues and counters that are its own.
       for (const _ of this.groups) reached.push(await this.#reach());
+      for (const [index, connection] of (reached[0] as Reached).connections.entries()) {
+        this.events.connected?.(this.settings.address.daemons[index] as string, connection);
+      }
       const slots = this.#share(reached);
       for (const [index, group] of this.groups.entries()) {
         await group.attach(reached[index] as Reached, slots[index] as number);

@@ -1,25 +1,24 @@
 import { EventEmitter } from 'node:events';
+import type { Registry } from 'prom-client';
 import { type Clock, systemClock } from '../common/clock.js';
 import { type KvssError, localError, messageOf } from '../common/errors.js';
 import type { Carrier } from '../links/carrier.js';
 import { connectorFor } from '../links/connect.js';
-import type { Connector, PlaceMemory } from '../links/link.js';
+import type { Connector, DaemonConnection, PlaceMemory } from '../links/link.js';
 import { parseStreamAddress } from '../links/stream_address.js';
+import type { DriverReport } from '../proto/frames.js';
+import { publish } from './accounting/channels.js';
+import { collectInto, type DriverMetricsSource } from './accounting/driver_metrics.js';
+import type { CurvePoint } from './accounting/what_if.js';
 import { DriverCore } from './driver_core.js';
 import type { DriverStats, GroupStats } from './driver_stats.js';
 import { type EvictionPolicy, lru } from './eviction_policy.js';
-import {
-  DEFAULT_COLUMN_TOKENS,
-  type Group,
-  groupsOf,
-  type Model,
-  modelPartOf,
-  namespaceOf,
-  tenantPartOf,
-} from './model.js';
+import { DEFAULT_COLUMN_TOKENS, type Group, groupsOf, type Model, modelPartOf, namespaceOf } from './model.js';
 import type { ColumnMemory } from './runtime.js';
-import { Sequence } from './sequence.js';
+import { hashText, Sequence } from './sequence.js';
 import type { GroupSettings } from './stripe.js';
+import { Tenant } from './tenant.js';
+import { TenantPolicies } from './tenant_policies.js';
 import { TenantTags } from './tenant_tags.js';
 
 export interface SwDriverOptions {
@@ -79,6 +78,18 @@ export interface SwDriverOptions {
   /** How daemons are reached, instead of by their addresses. */
   connector?: Connector;
   clock?: Clock;
+  /**
+   * Policies of tenants, kept by the embedder, in place of the driver's own `policies`. What daemons say counts as well; of
+   * each field the strictest holds.
+   */
+  policies?: TenantPolicies;
+  /**
+   * An expired column is never returned; it is deleted, and the shards are told to scrub it, at most this long after it has
+   * expired, in milliseconds. 1,000 if left out.
+   */
+  expiryTickMs?: number;
+  /** How often the driver tells its daemons how it does, in milliseconds; 0 for never. 5,000 if left out. */
+  reportMs?: number;
   /** @internal For tests: bits of the hash of a column, of which fewer make collisions. */
   hashBits?: number;
 }
@@ -114,6 +125,17 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   /** Namespaces of tenants without an adapter, as strings that have been put together and hashed once. */
   readonly #namespaces = new Map<string, string>();
   readonly #tags: TenantTags;
+  /** What may be kept of which tenant: set policies here, from code. */
+  readonly policies: TenantPolicies;
+  readonly #tenants = new Map<string, Tenant>();
+  readonly #model: string;
+  readonly #number = nextNumber();
+  readonly #reportMs: number;
+  readonly #clock: Clock;
+  /** The newest connection to each daemon. */
+  readonly #connections = new Map<string, DaemonConnection>();
+  #cancelReport: (() => void) | undefined;
+  #stopListening: () => void = () => {};
   #closed = false;
   /** What the last of `available` and `unavailable` said; undefined while nobody can listen as yet. */
   #toldUsable: boolean | undefined;
@@ -143,6 +165,8 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
           connectDeadlineMs: options.connectDeadlineMs ?? 5_000,
         })),
         ...(options.hashBits === undefined ? {} : { hashBits: options.hashBits }),
+        model: model.id,
+        expiryTickMs: options.expiryTickMs ?? 1_000,
       },
       options.connector ??
         connectorFor({
@@ -154,8 +178,20 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
         }),
       options.clock ?? systemClock,
     );
+    this.#model = model.id;
+    this.#reportMs = options.reportMs ?? 5_000;
+    this.#clock = options.clock ?? systemClock;
+    this.policies = options.policies ?? new TenantPolicies();
+    this.#stopListening = this.policies.onChange((change) => {
+      for (const tenant of this.#tenants.values()) if (change.concerns(tenant.isolationId)) this.#refresh(tenant);
+    });
+    this.#core.onConnection = (address, connection) => {
+      this.#connections.set(address, connection);
+      this.policies.follow(this.#sourceOf(address), connection.policies);
+    };
     this.#core.onStripeChange = (stripe, up, reason) => {
       if (!up) this.#reason = reason;
+      publish('kvss:stripe', () => ({ model: this.#model, stripe: stripe.index, up, reason }));
       try {
         if (up) this.emit('up', stripe.index);
         else if (!this.#closed) this.emit('down', stripe.index, reason);
@@ -183,6 +219,8 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
       if (outcome.status === 'rejected') driver.#core.stripes[index]?.reopen();
     }
     if (failed) driver.#reason = messageOf(failed.reason);
+    driver.#reportLater();
+    await driver.#policiesKnown(options.connectDeadlineMs ?? 5_000);
     // Whoever awaits the driver has got it by then, and listens.
     setImmediate(() => {
       driver.#toldUsable = true;
@@ -199,7 +237,8 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     if (this.#closed) throw localError('KVSS_CLOSED', 'the driver is closed');
     const { isolationId, adapter = '' } = options;
     checkIsolationId(isolationId);
-    return new Sequence(this.#core, this.#namespaceOf(isolationId, adapter), this.#tags.tagOf(isolationId));
+    const tenant = this.#tenantOf(isolationId);
+    return new Sequence(this.#core, tenant, this.#namespaceOf(isolationId, adapter), hashText(adapter));
   }
 
   /**
@@ -208,13 +247,8 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
    */
   async forget(options: { isolationId: string }): Promise<number> {
     checkIsolationId(options.isolationId);
-    const prefix = tenantPartOf(options.isolationId);
-    const counts = await Promise.all(
-      this.#core.map
-        .rootsBelow(prefix)
-        .flatMap((root) => this.#core.map.children(root).map((node) => this.#core.erase(node))),
-    );
-    return counts.reduce((sum, count) => sum + count, 0);
+    const tenant = this.#tenants.get(options.isolationId);
+    return tenant ? this.#core.forget(tenant) : 0;
   }
 
   /** What the driver has counted so far. */
@@ -277,14 +311,92 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     return this.#core.settings.columnTokens;
   }
 
+  /**
+   * What Prometheus wants to know of the driver, registered with a registry of the embedder: tokens hit and missed by tenant
+   * class and cause, columns, latencies, and the hit rate that other capacities would have. Read when scraped. For several
+   * drivers use collectInto with `metricsSource`.
+   */
+  registerMetrics(registry: Registry): void {
+    collectInto(registry, () => [this.metricsSource]);
+  }
+
+  /** The figures of the driver, as they are whenever they are read. */
+  get metricsSource(): DriverMetricsSource {
+    const core = this.#core;
+    const driver = this;
+    return {
+      model: this.#model,
+      policy: core.settings.policy.name,
+      accounts: core.accounting.accounts,
+      latencies: core.accounting.latencies,
+      get columns() {
+        return driver.columns;
+      },
+      get capacityColumns() {
+        return driver.capacityColumns;
+      },
+      curve: () => core.accounting.curve.curve(),
+    };
+  }
+
+  /** How the driver does, in short. */
+  get report(): DriverReport {
+    const { accounting, settings } = this.#core;
+    const { lookups, promptTokens, hitTokens, missTokens } = accounting.accounts.total();
+    return {
+      model: this.#model,
+      policy: settings.policy.name,
+      columns: this.columns,
+      capacityColumns: this.capacityColumns,
+      lookups,
+      promptTokens,
+      hitTokens,
+      missTokens: missTokens.toJSON(),
+      curve: risingPoints(accounting.curve.curve()),
+    };
+  }
+
   /** Leaves the daemons, which scrub and take back the memory. Calls in flight end as misses. */
   async close(): Promise<void> {
     this.#closed = true;
+    this.#cancelReport?.();
+    this.#stopListening();
+    for (const address of this.#connections.keys()) this.policies.forget(this.#sourceOf(address));
     this.#core.close();
   }
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  /** How the policies of a daemon are called among those of several drivers that share them. */
+  #sourceOf(address: string): string {
+    return `${this.#number}:${address}`;
+  }
+
+  #tenantOf(isolationId: string): Tenant {
+    const known = this.#tenants.get(isolationId);
+    if (known) return known;
+    const policy = this.policies.policyOf(isolationId);
+    const account = this.#core.accounting.accounts.of(policy.tenantClass ?? DEFAULT_CLASS);
+    const tenant = new Tenant(isolationId, this.#tags.tagOf(isolationId), policy, account);
+    this.#tenants.set(isolationId, tenant);
+    return tenant;
+  }
+
+  #refresh(tenant: Tenant): void {
+    tenant.policy = this.policies.policyOf(tenant.isolationId);
+    tenant.account = this.#core.accounting.accounts.of(tenant.policy.tenantClass ?? DEFAULT_CLASS);
+    this.#core.policyChanged(tenant);
+  }
+
+  #reportLater(): void {
+    if (this.#reportMs === 0) return;
+    this.#cancelReport = this.#clock.schedule(this.#reportMs, () => {
+      const { report } = this;
+      for (const connection of this.#connections.values()) if (!connection.ended) connection.report(report);
+      this.#reportLater();
+    });
   }
 
   #namespaceOf(isolationId: string, adapter: string): string {
@@ -297,6 +409,22 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     return namespace;
   }
 
+  /** Until the policies of the daemons are known nothing is stored or found: a driver that is there should be of use. */
+  #policiesKnown(deadlineMs: number): Promise<void> {
+    if (this.policies.known) return Promise.resolve();
+    return new Promise((resolve) => {
+      const done = () => {
+        cancel();
+        stop();
+        resolve();
+      };
+      const cancel = this.#clock.schedule(deadlineMs, done);
+      const stop = this.policies.onChange(() => {
+        if (this.policies.known) done();
+      });
+    });
+  }
+
   #tellUsable(): void {
     const { usable } = this;
     if (this.#closed || this.#toldUsable === undefined || this.#toldUsable === usable) return;
@@ -304,6 +432,17 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     if (usable) this.emit('available');
     else this.emit('unavailable', this.#reason);
   }
+}
+
+let drivers = 0;
+const nextNumber = () => ++drivers;
+
+/** Tenants without a class of their own. */
+const DEFAULT_CLASS = 'default';
+
+/** Small caches have points that fall together. */
+function risingPoints(points: readonly CurvePoint[]): CurvePoint[] {
+  return points.filter(({ columns }, index) => index === 0 || columns > (points[index - 1] as CurvePoint).columns);
 }
 
 function checkOptions(options: SwDriverOptions): void {
@@ -330,7 +469,7 @@ function checkOptions(options: SwDriverOptions): void {
   const groups = groupsOf(options.model);
   checkCarrier(options, groups, bad);
   checkMemory(options, groups, bad);
-  for (const key of ['capacityColumns', 'deadlineMs', 'pinDeadlineMs', 'connectDeadlineMs'] as const) {
+  for (const key of ['capacityColumns', 'deadlineMs', 'pinDeadlineMs', 'connectDeadlineMs', 'expiryTickMs'] as const) {
     const value = options[key];
     if (value !== undefined && !(value > 0)) throw bad(`${key}: ${value} must be above 0`);
   }

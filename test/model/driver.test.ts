@@ -1,5 +1,6 @@
 import * as fc from 'fast-check';
 import { expect, test } from 'vitest';
+import type { TenantPolicy } from '../../src/common/tenant_policy.js';
 import { settled } from './manual_clock.js';
 import { settings } from './property_settings.js';
 import { COLUMN_TOKENS, type SinkKind, type SourceFault, type SourceKind, World, type WorldOptions } from './world.js';
@@ -70,6 +71,17 @@ const sourceKind = fc.constantFrom<SourceKind>('write', 'writeLater', 'locate');
 const sinkKind = fc.constantFrom<SinkKind>('read', 'readLater', 'locate');
 const sourceFault = fc.constantFrom<SourceFault>('none', 'none', 'none', 'none', 'lacks', 'throws');
 const deadline = fc.constantFrom(undefined, undefined, 20, 300);
+
+const policy = fc.constantFrom<TenantPolicy>(
+  {},
+  {},
+  { ttl: { mode: 'last-use', seconds: 0.2 } },
+  { ttl: { mode: 'last-use', seconds: 1.5 } },
+  { ttl: { mode: 'first-use', seconds: 0.5 } },
+  { noStore: true },
+  { storeUpTo: 2 * COLUMN_TOKENS + 1 },
+  { quotaBytes: 150 },
+);
 
 /** One of what there is, the newest with 0; undefined where there is nothing. */
 const one = <Item>(items: readonly Item[], which: number): Item | undefined => items.at(-1 - (which % items.length));
@@ -171,6 +183,12 @@ const WEIGHTED_STEPS: readonly (readonly [weight: number, step: fc.Arbitrary<Ste
   [5, pick.map((which) => new Step(`resume(${which})`, (world) => world.resumeRuntime(which)))],
   [5, fc.constant(new Step('resumeAll', (world) => world.resumeRuntimes()))],
   [5, fc.constantFrom(1, 30, 110, 700).map((ms) => new Advance(ms))],
+  [
+    2,
+    fc
+      .tuple(tenant, policy)
+      .map(([who, what]) => new Step(`policy(${who}, ${JSON.stringify(what)})`, (world) => world.setPolicy(who, what))),
+  ],
   // From here on what goes wrong, or takes away.
   [1, fc.constant(new Advance(1_100))],
   [1, pick.map((which) => new Step(`failure(${which})`, (world) => world.step(which, 'fail'), 'failures'))],

@@ -670,6 +670,7 @@ test('a driver counts what it did', async () => {
     columnsEvicted: 4,
     columnsRefilled: 2,
     columnsDeleted: 2,
+    columnsExpired: 0,
     refillMisses: 0,
     columnsDropped: 0,
     columnsLost: 2,

@@ -1,4 +1,5 @@
 import { vi } from 'vitest';
+import type { TenantPolicy } from '../../src/common/tenant_policy.js';
 import { Status } from '../../src/proto/generated.js';
 import type { Hit, RefillResult } from '../../src/swdriver/hit.js';
 import type { ColumnRef, PieceSink, PieceSource } from '../../src/swdriver/runtime.js';
@@ -82,6 +83,10 @@ export class World {
   /** Columns that the runtime was asked for, by namespace and prefix, with the generation of the last time. */
   readonly #generations = new Map<string, number>();
   readonly #tags = new Map<bigint, string>();
+  readonly #policies = new Map<string, TenantPolicy>();
+  /** When the runtime was last asked for a column, and when a prompt last hit it, by the keys of #generations. */
+  readonly #storedAt = new Map<string, number>();
+  readonly #usedAt = new Map<string, number>();
   #lastGeneration = 0;
   #hasLost = false;
 
@@ -166,7 +171,33 @@ export class World {
     if (hit.tokens !== hit.columns * COLUMN_TOKENS) this.fault(`a hit of ${hit.columns} columns, ${hit.tokens} tokens`);
     const known = this.knownColumns(owner.tenant, owner.adapter, tokens);
     if (hit.columns > known) this.fault(`a hit of ${hit.columns} columns where only ${known} were ever evicted`);
+    this.#checkAllowed(owner, tokens, hit.columns);
+    const missed = Object.values(hit.missed).reduce((sum, count) => sum + count, 0);
+    if (missed + hit.tokens !== tokens.length) this.fault(`${hit.tokens} hit and ${missed} missed of ${tokens.length}`);
     return tracked;
+  }
+
+  /** A tenant is restricted in another way from now on. */
+  setPolicy(tenant: string, policy: TenantPolicy): void {
+    this.#policies.set(tenant, policy);
+    this.driver.policies.set(tenant, policy);
+    // What is not allowed any more goes, pinned or not.
+    this.#endPins((tracked) => tracked.owner.tenant === tenant);
+  }
+
+  /** No column whose time is over, and none that must not be stored, is ever found. */
+  #checkAllowed({ tenant, adapter }: TrackedSequence, tokens: readonly number[], columns: number): void {
+    const { ttl, noStore, storeUpTo = Number.POSITIVE_INFINITY } = this.#policies.get(tenant) ?? {};
+    if (noStore && columns > 0) this.fault(`a hit of ${columns} columns of a tenant that stores nothing`);
+    if (columns * COLUMN_TOKENS > storeUpTo) this.fault(`a hit of ${columns} columns beyond ${storeUpTo} tokens`);
+    const now = this.clock.now();
+    for (let column = 0; column < columns; column += 1) {
+      const key = columnKey(tenant, adapter, tokens, column);
+      const stored = this.#storedAt.get(key) ?? 0;
+      const since = ttl?.mode === 'last-use' ? Math.max(stored, this.#usedAt.get(key) ?? 0) : stored;
+      if (ttl && now >= since + ttl.seconds * 1000) this.fault(`column ${column} was found after its time`);
+      this.#usedAt.set(key, now);
+    }
   }
 
   append(owner: TrackedSequence, tokens: readonly number[]): void {
@@ -392,6 +423,8 @@ export class World {
   #wrongWith(tracked: TrackedHit): string[] {
     const wrong: string[] = [];
     const { hit, deadline, views } = tracked;
+    // Columns that expire take their pins with them.
+    if (this.#policies.get(tracked.owner.tenant)?.ttl) tracked.mayBeVoid = true;
     const over = tracked.released || this.clock.now() >= deadline;
     if (over && hit.held) wrong.push('a hit is held although it was released or its time was up');
     if (!over && !tracked.mayBeVoid && !hit.held) wrong.push('a hit lost its pin without a reason');
@@ -419,7 +452,9 @@ export class World {
     if (ref.generation <= this.#lastGeneration) this.fault(`generation ${ref.generation} is not higher than the last`);
     this.#lastGeneration = ref.generation;
     this.#checkTag(tenant, ref.tenantTag);
-    this.#generations.set(columnKey(tenant, adapter, tokens, ref.index), ref.generation);
+    const key = columnKey(tenant, adapter, tokens, ref.index);
+    this.#generations.set(key, ref.generation);
+    this.#storedAt.set(key, this.clock.now());
   }
 
   #checkTag(tenant: string, tag: bigint): void {

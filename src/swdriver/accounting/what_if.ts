@@ -90,7 +90,8 @@ export class HitRateCurve {
     this.#low = new Uint32Array(this.#limit + 1);
     this.#high = new Uint32Array(this.#limit + 1);
     this.#position = new Uint32Array(this.#limit + 1);
-    this.#free = Uint32Array.from({ length: this.#limit }, (_, index) => this.#limit - index);
+    this.#free = new Uint32Array(this.#limit);
+    for (let index = 0; index < this.#limit; index += 1) this.#free[index] = this.#limit - index;
     this.#freeCount = this.#limit;
     this.#table = new Uint32Array(2 ** Math.ceil(Math.log2(this.#limit * 2)));
     this.#sampleAt = new Uint32Array(this.#limit * POSITIONS_PER_SAMPLE + 1);

@@ -1,0 +1,66 @@
+import type { Node } from './prefix_map.js';
+
+/**
+ * What the driver keeps of a column beside the map: whose it is, the fingerprint of its prefix, and when it was stored and
+ * used. Typed arrays by the numbers of the map, 28 bytes a column.
+ */
+export class ColumnLedger {
+  #root = new Int32Array(1);
+  #low = new Uint32Array(1);
+  #high = new Uint32Array(1);
+  #storedAt = new Float64Array(1);
+  #usedAt = new Float64Array(1);
+
+  /** Makes room for columns with numbers up to `capacity`. */
+  grow(capacity: number): void {
+    const larger = <T extends Int32Array | Uint32Array | Float64Array>(old: T): T => {
+      const array = new (old.constructor as new (length: number) => T)(capacity + 1);
+      array.set(old);
+      return array;
+    };
+    this.#root = larger(this.#root);
+    this.#low = larger(this.#low);
+    this.#high = larger(this.#high);
+    this.#storedAt = larger(this.#storedAt);
+    this.#usedAt = larger(this.#usedAt);
+  }
+
+  /** A column below the root of a namespace has been entered in the map; `now` in milliseconds. */
+  enter(node: Node, root: Node, low: number, high: number, now: number): void {
+    this.#root[node] = root;
+    this.#low[node] = low;
+    this.#high[node] = high;
+    this.#storedAt[node] = now;
+    this.#usedAt[node] = now;
+  }
+
+  /** A prompt has used the first columns of a path. */
+  use(path: readonly Node[], columns: number, now: number): void {
+    const usedAt = this.#usedAt;
+    for (let column = 0; column < columns; column += 1) usedAt[path[column] as Node] = now;
+  }
+
+  /** Root of the namespace that a column belongs to. */
+  root(node: Node): Node {
+    return this.#root[node] as Node;
+  }
+
+  /** Halves of the fingerprint of the prefix that ends with the column. */
+  low(node: Node): number {
+    return this.#low[node] as number;
+  }
+
+  high(node: Node): number {
+    return this.#high[node] as number;
+  }
+
+  /** When the column was stored, in milliseconds of the driver's clock. */
+  storedAt(node: Node): number {
+    return this.#storedAt[node] as number;
+  }
+
+  /** When a prompt used the column last, in milliseconds of the driver's clock. */
+  usedAt(node: Node): number {
+    return this.#usedAt[node] as number;
+  }
+}
