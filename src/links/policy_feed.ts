@@ -53,6 +53,7 @@ export class PolicyFeed implements DaemonPolicies {
   readonly #listeners = new Set<PolicyListener>();
   #fetching = false;
   #fetchAgain = false;
+  #cancelRetry: () => void = () => {};
 
   constructor(
     private readonly client: Pick<ControlClient, 'request' | 'listenForPolicies' | 'ended'>,
@@ -91,6 +92,7 @@ export class PolicyFeed implements DaemonPolicies {
 
   #fetch(): void {
     this.#fetchAgain = true;
+    this.#cancelRetry();
     if (!this.#fetching) void this.#fetchAll();
   }
 
@@ -108,7 +110,8 @@ export class PolicyFeed implements DaemonPolicies {
       this.#version = 0;
       this.#basis = 0;
       this.#settle(understood ? 'awaited' : 'unreadable', 'all');
-      this.clock.schedule(RETRY_MS, () => this.#fetch());
+      this.#cancelRetry();
+      this.#cancelRetry = this.clock.schedule(RETRY_MS, () => this.#fetch());
     } finally {
       this.#fetching = false;
     }

@@ -49,6 +49,19 @@ const withToken = (scratch: Scratch) =>
   overTcp(scratch, ['--config', scratch.file('config.yaml', `streams: [{ port: 0, token: ${TOKEN} }]\n`)]);
 
 describe(`a client in plain Python${noPython ? ` (skipped: ${noPython})` : ''}`, () => {
+  test.skipIf(noPython).each([
+    ['refuse', 1, 'status 66'],
+    ['serve', 0, ''],
+  ])('that knows of no tenant policies is told nothing of them: %s', async (unaware, code, complaint) => {
+    using scratch = new Scratch();
+    const policies = scratch.file('policies.yaml', 'default: { noStore: true }\n');
+    const config = scratch.file('config.yaml', `unawareDrivers: ${unaware}\npolicyFile: ${policies}\n`);
+    await using daemon = await overTcp(scratch, ['--tcp-port', '0', '--config', config]);
+    const finished = await python(CLIENT, '127.0.0.1', String(portOf(daemon)));
+    expect(finished.code).toBe(code);
+    expect(finished.stdout + finished.stderr).toContain(complaint);
+  });
+
   test.skipIf(noPython)('that was written from the protocol page sees what the page says', async () => {
     using scratch = new Scratch();
     await using daemon = await overTcp(scratch);
