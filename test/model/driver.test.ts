@@ -269,7 +269,7 @@ test('whatever happens, a driver serves right bytes or a miss, and loses neither
   );
   await fc.assert(run, settings(1_500));
   // A run in which nothing ever happens would prove nothing.
-  for (const [what, count] of total) expect(count, what).toBeGreaterThan(1_000);
+  for (const [what, count] of total) expect(count, what).toBeGreaterThan(500);
 });
 
 test('with room for everything and nothing going wrong, a hit is exactly as long as what was evicted', async () => {
