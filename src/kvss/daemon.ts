@@ -19,6 +19,7 @@ import { type DaemonConfig, type DaemonConfigInput, parseConfig, socketDirectory
 import { type AdminServer, startAdminServer } from './http.js';
 import { checkMemoryAvailable } from './memory_check.js';
 import { createMetrics } from './metrics.js';
+import { ParkedGrants } from './parked.js';
 import { Session, type SessionHost } from './session.js';
 import { Shard } from './shard.js';
 
@@ -26,6 +27,7 @@ import { Shard } from './shard.js';
 export class KvssDaemon implements SessionHost, AsyncDisposable {
   readonly version = VERSION;
   readonly epoch = randomBytes(16).toString('hex');
+  readonly parked: ParkedGrants;
   readonly #startedMs = performance.now();
   readonly #sessions = new Map<number, Session>();
   #shards: readonly Shard[] = [];
@@ -38,7 +40,12 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
   private constructor(
     readonly config: DaemonConfig,
     private readonly logger: Logger,
-  ) {}
+  ) {
+    const { maxParkMs: maxMs, maxParkedGrants: maxGrants, maxParkedBytes: maxBytes = Infinity } = config;
+    this.parked = new ParkedGrants({ maxMs, maxGrants, maxBytes }, (level, fields, message) =>
+      this.log(level, fields, message),
+    );
+  }
 
   /**
    * Takes the memory, starts the engines and listens. Throws a KvssError that names the cause, and leaves nothing
@@ -145,6 +152,7 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
     const drained = await Promise.all(this.#shards.map((shard) => shard.native.drain(this.config.drainTimeoutMs)));
     if (drained.includes(false)) this.log('warn', {}, 'drain timed out: unfinished operations become misses');
     await Promise.all([...this.#sessions.values()].map((session) => session.end('the daemon is shutting down')));
+    await this.parked.clear('the daemon is shutting down');
     await this.#admin?.close();
     await Promise.all(this.#shards.map((shard) => shard.native.close()));
     this.log('info', {}, 'stopped');
@@ -204,7 +212,7 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
     } else if (fault === 'protocol') {
       session?.refuse(KvssError.ofStatus(Status.badFrame, 'a frame on a lane does not fit what was asked'));
     } else {
-      session?.end('a lane has ended');
+      session?.laneEnded();
     }
   }
 

@@ -1,5 +1,6 @@
 import { Gauge, Registry } from 'prom-client';
 import { type CounterName, LATENCY_BUCKETS, type LatencyName, latencyBoundSeconds } from './counters.js';
+import type { ParkedGrants } from './parked.js';
 import type { Shard } from './shard.js';
 
 const COUNTERS: readonly [CounterName, string, string][] = [
@@ -30,6 +31,7 @@ const COUNTERS: readonly [CounterName, string, string][] = [
 export interface MetricsSource {
   readonly shards: readonly Shard[];
   readonly sessionCount: number;
+  readonly parked: ParkedGrants;
 }
 
 interface Sample {
@@ -98,6 +100,20 @@ export function createMetrics(source: MetricsSource): Registry {
     'gauge',
     'Memory of the shard that is not granted.',
     perShard((shard) => shard.state().freeBytes),
+  );
+  onScrape(
+    registry,
+    'kvss_parked_grants',
+    'gauge',
+    'Grants of drivers that have died and may come back.',
+    perShard((shard) => source.parked.of(shard).length),
+  );
+  onScrape(
+    registry,
+    'kvss_parked_bytes',
+    'gauge',
+    'Memory of drivers that have died and may come back. Makes room where a driver needs it.',
+    perShard((shard) => source.parked.bytes(shard)),
   );
   latency(registry, source, 'evictLatency', 'kvss_evict_seconds', 'Time of an evict from read to finished.');
   latency(registry, source, 'refillLatency', 'kvss_refill_seconds', 'Time of a refill from read to finished.');
