@@ -365,7 +365,9 @@ export class Stripe {
     }
     let slots = Math.min(this.settings.capacityColumns, MAX_SLOTS_PER_GRANT);
     for (const [index, { connection, shard }] of members.entries()) {
-      slots = Math.min(slots, Math.floor(shard.freeBytes / connection.slotBytes(pieceBytes[index] as number)));
+      // Parked memory makes room for whoever asks.
+      const bytes = shard.freeBytes + (shard.parkedBytes ?? 0);
+      slots = Math.min(slots, Math.floor(bytes / connection.slotBytes(pieceBytes[index] as number)));
     }
     if (slots < 1) throw KvssError.ofStatus(Status.noMemory, 'the shards have no memory left for a single column');
     return Promise.all(
