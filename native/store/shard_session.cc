@@ -399,7 +399,6 @@ TransferKind ShardSession::CommandKind(const Operation& operation) {
 
 void ShardSession::Close(uint64_t now_ns) {
   closed_ = true;
-  std::vector<proto::Descriptor> never_ran;
   for (Window* window : {&evicts_, &commands_}) {
     for (uint64_t sequence = window->finished + 1; sequence <= window->accepted; ++sequence) {
       Operation& operation = window->At(sequence);
@@ -409,7 +408,7 @@ void ShardSession::Close(uint64_t now_ns) {
           port_->Cancel(evict ? TransferKind::kReceive : CommandKind(operation), sequence);
         }
       } else if (operation.state != OperationState::kFinished) {
-        never_ran.push_back(operation.descriptor);
+        never_ran_.push_back(operation.descriptor);
         evict ? FinishEvict(sequence, Status::kCancelled, now_ns)
               : FinishCommand(sequence, Status::kCancelled, now_ns);
       }
@@ -418,7 +417,6 @@ void ShardSession::Close(uint64_t now_ns) {
   for (const auto& [grant_id, table] : grants_) {
     for (const Slot& slot : table->slots) tally_->stored_slots -= slot.state == SlotState::kStored;
   }
-  for (const proto::Descriptor& descriptor : never_ran) Void(descriptor);
 }
 
 void ShardSession::Void(const proto::Descriptor& descriptor) {
@@ -438,6 +436,7 @@ void ShardSession::Void(const proto::Descriptor& descriptor) {
 
 std::unique_ptr<SlotTable> ShardSession::TakeTable(uint32_t grant_id) {
   KVSS_CHECK(closed_ && quiescent());
+  for (const proto::Descriptor& descriptor : std::exchange(never_ran_, {})) Void(descriptor);
   const auto found = grants_.find(grant_id);
   if (found == grants_.end()) return nullptr;
   std::unique_ptr<SlotTable> table = std::move(found->second);

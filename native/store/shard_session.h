@@ -185,6 +185,7 @@ class ShardSession {
   uint64_t next_deadline_ns_ = UINT64_MAX;
   uint32_t running_ = 0;
   uint32_t scrubs_awaiting_readers_ = 0;
+  std::vector<proto::Descriptor> never_ran_;  ///< waited when the session was closed
   bool in_progress_ = false;
   bool closed_ = false;
 };

@@ -1,12 +1,9 @@
 import { nativeError } from '../binding/native.js';
-import { localError } from '../common/errors.js';
+import { KvssError, localError } from '../common/errors.js';
 import { OWNER_BYTES, type PayloadOf } from '../proto/frames.js';
 import { MAX_SLOTS_PER_PAGE, SlotEntryLayout, SlotState, Status } from '../proto/generated.js';
 import type { ControlClient } from './control_client.js';
 import type { LinkRequest, SlotTable } from './link.js';
-
-/** Pages that are asked for at once: enough to hide the way there and back, far below what a daemon lets wait. */
-const PAGES_AT_ONCE = 16;
 
 /** Longest that a close waits for a daemon which may not answer at all. */
 const GOODBYE_MS = 1_000;
@@ -62,24 +59,22 @@ export async function readSlotTable(
     tenantTags: new BigUint64Array(slots),
     holds: new Uint8Array(slots),
   };
-  let next = 0;
-  const readPages = async () => {
-    while (next < slots) {
-      const from = next;
-      const count = Math.min(MAX_SLOTS_PER_PAGE, slots - from);
-      next += count;
-      const { payload } = await client.request('slotTable', { shard, grantId, from, count }, 'slotPage');
-      takePage(table, from, count, payload.slots);
-    }
-  };
-  await Promise.all(Array.from({ length: PAGES_AT_ONCE }, readPages));
+  // One after the other: more than a few answers do not fit the buffer of a Unix socket.
+  for (let from = 0; from < slots; from += MAX_SLOTS_PER_PAGE) {
+    const count = Math.min(MAX_SLOTS_PER_PAGE, slots - from);
+    const { payload } = await client.request('slotTable', { shard, grantId, from, count }, 'slotPage');
+    takePage(table, from, count, payload.slots);
+  }
   return table;
 }
 
 function takePage({ generations, tenantTags, holds }: SlotTable, from: number, count: number, page: Uint8Array): void {
   const { bytes, offset } = SlotEntryLayout;
+  if (page.length !== count * bytes) {
+    throw KvssError.ofStatus(Status.badFrame, `${count} slots were asked for, and ${page.length / bytes} came`);
+  }
   const view = new DataView(page.buffer, page.byteOffset, page.byteLength);
-  for (let index = 0; index < Math.min(count, page.length / bytes); index += 1) {
+  for (let index = 0; index < count; index += 1) {
     const at = index * bytes;
     const slot = from + index;
     generations[slot] = Number(view.getBigUint64(at + offset.generation, true));
