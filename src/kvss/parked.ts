@@ -46,6 +46,10 @@ export interface ParkingLimits {
   maxBytes: number;
 }
 
+/** Grants take whole pages. */
+const PAGE_BYTES = 4096;
+const HUGE_PAGE_BYTES = 2 ** 21;
+
 type Log = (level: 'debug' | 'info' | 'warn', fields: object, message: string) => void;
 
 /**
@@ -108,14 +112,16 @@ export class ParkedGrants {
     return undefined;
   }
 
-  /** Makes room on a shard, where that is enough for `bytes`. Answers false where it cannot be. */
+  /** Drops the oldest on a shard, where that leads to `bytes` being free. Answers false where it does not. */
   async makeRoom(shard: Shard, bytes: number): Promise<boolean> {
     const waited = this.#underWay.size > 0;
     await Promise.allSettled(this.#underWay);
-    const { freeBytes } = shard.native.memory();
-    if (waited && bytes <= freeBytes) return true;
+    const { freeBytes, hugePages } = shard.native.memory();
+    const page = hugePages ? HUGE_PAGE_BYTES : PAGE_BYTES;
+    const wanted = Math.ceil(bytes / page) * page;
+    if (waited && wanted <= freeBytes) return true;
     const [oldest] = this.of(shard);
-    if (!oldest || bytes > freeBytes + this.bytes(shard)) return false;
+    if (!oldest || wanted > freeBytes + this.bytes(shard)) return false;
     await this.drop(oldest, 'a driver needs the memory');
     return true;
   }
