@@ -463,6 +463,35 @@ describe.each(LINKS)('over %s', (_name, addressOf) => {
   });
 });
 
+describe('a process that goes on writing after its connection has ended', () => {
+  test('spoils what its owner resumes, and nothing of the next owner', async () => {
+    using scratch = new Scratch();
+    await using daemon = await startDaemon(scratch);
+    const { secret, owner } = newOwner();
+    const first = await connect(daemon.socket);
+    const link = await first.openLink(request({ park: { owner, ms: 60_000 } }));
+    await store(link, SLOTS);
+    // The mapping lives for as long as somebody holds it.
+    const late = link.piece(5);
+    await first.close({ park: true });
+    const second = await connect(daemon.socket);
+    const resumed = (await resume(second, secret)) as ResumedLink;
+    late.fill(0xee);
+    expect(resumed.link.piece(5).every((byte) => byte === 0xee)).toBe(true);
+    expect(wrongBytes(resumed.link.piece(6), 6, 106)).toBe(0);
+    await second.close();
+    await everythingFree(daemon);
+    expect(late.every((byte) => byte === 0)).toBe(true);
+
+    late.fill(0xee);
+    const next = await connect(daemon.socket);
+    const other = await next.openLink(request({ slots: 256 }));
+    late.fill(0xdd);
+    expect(numbers(0, 256).every((slot) => other.piece(slot).every((byte) => byte === 0))).toBe(true);
+    await next.close();
+  });
+});
+
 describe('a driver that broke its rings', () => {
   test('leaves nothing behind, whatever it asked for', async () => {
     using scratch = new Scratch();
