@@ -1858,7 +1858,9 @@ const parking = [
     find: ' && grant.kind === kind',
     replace: '',
     protects: 'P3: no client can take pages away that an engine has mapped.',
-    killers: [parked('nobody else gets it, and nobody learns whether it is there')],
+    killers: [
+      vitest('test/unit/parked.test.ts', 'another user, kind, label or owner finds nothing and changes nothing'),
+    ],
   },
   {
     name: 'parking: after a goodbye nothing is kept',
