@@ -331,11 +331,11 @@ const flags = [
   {
     name: 'revoked: the flag is set before pages are taken',
     file: 'native/engine/shard_host.cc',
-    find: '    engine_->Detach(session_id).reset();\n',
+    find: '    detached = engine_->Detach(session_id);\n',
     replace:
       '    if (const auto early = sessions_.find(session_id); early != sessions_.end()) {\n' +
       '      for (auto& [id, memory] : early->second.grants) memory->object.DiscardPages();\n    }\n' +
-      '    engine_->Detach(session_id).reset();\n',
+      '    detached = engine_->Detach(session_id);\n',
     protects: 'P1: a column that was read before the flag was set is right.',
     killers: [
       native('who reads a slot in place and finds it gone can tell that the memory was taken away'),
@@ -1842,6 +1842,68 @@ const doors = [
   },
 ];
 
+const parked = (name, part) => vitest('test/e2e/parking.test.ts', name, part);
+const parking = [
+  {
+    name: 'parking: a secret is compared',
+    file: 'src/kvss/parked.ts',
+    find: 'if (theirs && fits) found = grant;',
+    replace: 'if (fits) found = grant;',
+    protects: 'P2: parked memory goes to its owner alone.',
+    killers: [parked('nobody else gets it, and nobody learns whether it is there')],
+  },
+  {
+    name: 'parking: rings and lanes are kept apart',
+    file: 'src/kvss/parked.ts',
+    find: ' && grant.kind === kind',
+    replace: '',
+    protects: 'P3: no client can take pages away that an engine has mapped.',
+    killers: [
+      vitest('test/unit/parked.test.ts', 'another user, kind, label or owner finds nothing and changes nothing'),
+    ],
+  },
+  {
+    name: 'parking: after a goodbye nothing is kept',
+    file: 'src/kvss/session.ts',
+    find: '!this.#parks || this.#leaving ||',
+    replace: '!this.#parks ||',
+    protects: 'P2: memory of a driver that has left is zeroed at once.',
+    killers: [parked('a goodbye, the end of the time and a shutdown leave zeros')],
+  },
+  {
+    name: 'parking: memory that nobody comes for is scrubbed',
+    file: 'src/kvss/parked.ts',
+    find: "void this.drop(grant, 'its owner has not come back')",
+    replace: 'undefined',
+    protects: 'P2: memory of a driver that does not come back is zeroed.',
+    killers: [parked('a goodbye, the end of the time and a shutdown leave zeros')],
+  },
+  {
+    name: 'parking: what waited voids its slot',
+    file: 'native/store/shard_session.cc',
+    find: '  for (const proto::Descriptor& descriptor : std::exchange(never_ran_, {})) Void(descriptor);\n',
+    replace: '',
+    protects: 'P1: a slot that was written before its evict ran is not taken for what it held before.',
+    killers: [native('what waited at the end leaves no slot that could hold something else than it says')],
+  },
+  {
+    name: 'parking: a generation that was asked for is used up',
+    file: 'native/store/shard_session.cc',
+    find: '    slot.generation = std::max(slot.generation, descriptor.generation);\n',
+    replace: '',
+    protects: 'P1: nothing passes for an evict of a driver that has died.',
+    killers: [native('what waited at the end leaves no slot that could hold something else than it says')],
+  },
+  {
+    name: 'parking: descriptors that nobody took void their slots',
+    file: 'native/engine/ring_session.cc',
+    find: '  VoidUntaken(Queue::kEvict);\n',
+    replace: '',
+    protects: 'P1: a slot that was written before its evict was read is not taken for what it held before.',
+    killers: [native('slots that a descriptor names which nobody had taken are empty when they are parked')],
+  },
+];
+
 export const mutants = [
   ...rings,
   ...wakes,
@@ -1853,4 +1915,5 @@ export const mutants = [
   ...prefixes,
   ...driver,
   ...doors,
+  ...parking,
 ];

@@ -1,5 +1,7 @@
 #include "addon/environment.h"
 
+#include <algorithm>
+
 namespace kvss::addon {
 
 Napi::Error ToJsError(Napi::Env env, const Error& error) {
@@ -31,6 +33,13 @@ DescriptorBundle* DescriptorBundle::Of(const Napi::Value& value) {
 
 std::vector<UniqueFd> DescriptorBundle::TakeAll(const Napi::Value& value) {
   return std::exchange(Of(value)->descriptors_, {});
+}
+
+void DescriptorBundle::Split(const Napi::Value& value, size_t count, std::vector<UniqueFd>* behind) {
+  std::vector<UniqueFd>& descriptors = Of(value)->descriptors_;
+  for (size_t index = count; index < descriptors.size(); ++index)
+    behind->push_back(std::move(descriptors[index]));
+  descriptors.resize(std::min(count, descriptors.size()));
 }
 
 std::vector<int> DescriptorBundle::Peek(const Napi::Value& value) {

@@ -38,6 +38,8 @@ class DescriptorBundle : public Napi::ObjectWrap<DescriptorBundle> {
   /// `expected` no more.
   static std::vector<UniqueFd> Take(const Napi::Value& value, size_t expected);
   static std::vector<UniqueFd> TakeAll(const Napi::Value& value);
+  /// Moves the descriptors behind the first `count`, if there are more, to the end of `behind`.
+  static void Split(const Napi::Value& value, size_t count, std::vector<UniqueFd>* behind);
   /// Numbers of the descriptors, which stay in the bundle.
   static std::vector<int> Peek(const Napi::Value& value);
 

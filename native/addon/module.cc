@@ -22,6 +22,14 @@ Napi::Value JoinBundles(const Napi::CallbackInfo& info) {
   return DescriptorBundle::Wrap(info.Env(), std::move(all));
 }
 
+/// Takes what is behind the first `count` descriptors out of a bundle, into one of its own.
+Napi::Value SplitBundle(const Napi::CallbackInfo& info) {
+  const uint32_t count = info[1].As<Napi::Number>().Uint32Value();
+  std::vector<UniqueFd> behind;
+  DescriptorBundle::Split(info[0], count, &behind);
+  return DescriptorBundle::Wrap(info.Env(), std::move(behind));
+}
+
 #ifdef KVSS_STEPS
 /// Steps of JavaScript, counted together with the others.
 void ReachStepFromJs(const Napi::CallbackInfo& info) {
@@ -51,6 +59,7 @@ Napi::Object Initialise(Napi::Env env, Napi::Object exports) {
   }
   exports.Set("copyPiece", copy_piece);
   exports.Set("joinBundles", Napi::Function::New<JoinBundles>(env, "joinBundles"));
+  exports.Set("splitBundle", Napi::Function::New<SplitBundle>(env, "splitBundle"));
 #ifdef KVSS_STEPS
   exports.Set("reachStep", Napi::Function::New<ReachStepFromJs>(env, "reachStep"));
 #endif

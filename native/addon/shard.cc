@@ -2,6 +2,9 @@
 
 #include <fcntl.h>
 
+#include <cstring>
+#include <span>
+
 namespace kvss::addon {
 namespace {
 
@@ -28,6 +31,21 @@ std::vector<UniqueFd> InOrder(SessionEndpoints endpoints) {
   return descriptors;
 }
 
+Napi::Value GrantToJs(Napi::Env env, GrantedMemory granted) {
+  Napi::Object out = Napi::Object::New(env);
+  std::vector<UniqueFd> descriptors;
+  descriptors.push_back(std::move(granted.descriptor));
+  out.Set("descriptors", DescriptorBundle::Wrap(env, std::move(descriptors)));
+  out.Set("slotBytes", Napi::Number::New(env, static_cast<double>(granted.geometry.slot_bytes)));
+  out.Set("bytes", Napi::Number::New(env, static_cast<double>(granted.object_bytes)));
+  out.Set("hugePages", Napi::Boolean::New(env, granted.huge_pages));
+  return out;
+}
+
+ParkedGrant ParkedOf(const Napi::Value& session, const Napi::Value& grant) {
+  return {Unsigned(session), static_cast<uint32_t>(Unsigned(grant))};
+}
+
 /// Calls a JavaScript function from the engine thread. Freed with the last engine that may call it.
 struct FaultNotifier {
   Napi::ThreadSafeFunction call;
@@ -47,6 +65,10 @@ Napi::Function Shard::Define(Napi::Env env) {
                       InstanceMethod<&Shard::AddGrant>("addGrant"),
                       InstanceMethod<&Shard::RemoveGrant>("removeGrant"),
                       InstanceMethod<&Shard::CloseSession>("closeSession"),
+                      InstanceMethod<&Shard::ParkSession>("parkSession"),
+                      InstanceMethod<&Shard::ResumeGrant>("resumeGrant"),
+                      InstanceMethod<&Shard::DropParked>("dropParked"),
+                      InstanceMethod<&Shard::ReadSlots>("readSlots"),
                       InstanceMethod<&Shard::Drain>("drain"),
                       InstanceMethod<&Shard::CountersDescriptor>("countersDescriptor"),
                       InstanceMethod<&Shard::Memory>("memory"),
@@ -136,16 +158,7 @@ Napi::Value Shard::AddGrant(const Napi::CallbackInfo& info) {
       [host = Host(info), session = Unsigned(info[0]), grant = static_cast<uint32_t>(Unsigned(info[1])),
        slots = Unsigned(info[2]),
        piece_bytes = Unsigned(info[3])] { return host->AddGrant(session, grant, slots, piece_bytes); },
-      [](Napi::Env env, GrantedMemory granted) -> Napi::Value {
-        Napi::Object out = Napi::Object::New(env);
-        std::vector<UniqueFd> descriptors;
-        descriptors.push_back(std::move(granted.descriptor));
-        out.Set("descriptors", DescriptorBundle::Wrap(env, std::move(descriptors)));
-        out.Set("slotBytes", Napi::Number::New(env, static_cast<double>(granted.geometry.slot_bytes)));
-        out.Set("bytes", Napi::Number::New(env, static_cast<double>(granted.object_bytes)));
-        out.Set("hugePages", Napi::Boolean::New(env, granted.huge_pages));
-        return out;
-      });
+      GrantToJs);
 }
 
 Napi::Value Shard::RemoveGrant(const Napi::CallbackInfo& info) {
@@ -165,6 +178,58 @@ Napi::Value Shard::CloseSession(const Napi::CallbackInfo& info) {
         return Nothing{};
       },
       Undefined);
+}
+
+Napi::Value Shard::ParkSession(const Napi::CallbackInfo& info) {
+  std::vector<uint32_t> grants;
+  const Napi::Array wanted = info[1].As<Napi::Array>();
+  for (uint32_t index = 0; index < wanted.Length(); ++index) {
+    grants.push_back(static_cast<uint32_t>(Unsigned(wanted.Get(index))));
+  }
+  return AsyncTask<std::vector<uint32_t>>::Run(
+      info.Env(),
+      [host = Host(info), session = Unsigned(info[0]), grants]() -> Result<std::vector<uint32_t>> {
+        return host->ParkSession(session, grants);
+      },
+      [](Napi::Env env, std::vector<uint32_t> kept) -> Napi::Value {
+        Napi::Array out = Napi::Array::New(env, kept.size());
+        for (uint32_t index = 0; index < kept.size(); ++index)
+          out.Set(index, Napi::Number::New(env, kept[index]));
+        return out;
+      });
+}
+
+Napi::Value Shard::ResumeGrant(const Napi::CallbackInfo& info) {
+  return AsyncTask<GrantedMemory>::Run(
+      info.Env(),
+      [host = Host(info), session = Unsigned(info[0]), grant = static_cast<uint32_t>(Unsigned(info[1])),
+       parked = ParkedOf(info[2], info[3])] { return host->ResumeGrant(session, grant, parked); },
+      GrantToJs);
+}
+
+Napi::Value Shard::DropParked(const Napi::CallbackInfo& info) {
+  return AsyncTask<Nothing>::Run(
+      info.Env(),
+      [host = Host(info), parked = ParkedOf(info[0], info[1])]() -> Outcome {
+        host->DropParked(parked);
+        return Nothing{};
+      },
+      Undefined);
+}
+
+Napi::Value Shard::ReadSlots(const Napi::CallbackInfo& info) {
+  using Entries = std::vector<proto::SlotEntry>;
+  return AsyncTask<Entries>::Run(
+      info.Env(),
+      [host = Host(info), session = Unsigned(info[0]), grant = static_cast<uint32_t>(Unsigned(info[1])),
+       from = Unsigned(info[2]),
+       count = Unsigned(info[3])] { return host->ReadSlots(session, grant, from, count); },
+      [](Napi::Env env, Entries entries) -> Napi::Value {
+        const auto bytes = std::as_bytes(std::span(entries));
+        Napi::Uint8Array out = Napi::Uint8Array::New(env, bytes.size());
+        std::memcpy(out.Data(), bytes.data(), bytes.size());
+        return out;
+      });
 }
 
 Napi::Value Shard::Drain(const Napi::CallbackInfo& info) {

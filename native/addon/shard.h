@@ -23,6 +23,10 @@ class Shard : public Napi::ObjectWrap<Shard> {
   Napi::Value AddGrant(const Napi::CallbackInfo& info);
   Napi::Value RemoveGrant(const Napi::CallbackInfo& info);
   Napi::Value CloseSession(const Napi::CallbackInfo& info);
+  Napi::Value ParkSession(const Napi::CallbackInfo& info);
+  Napi::Value ResumeGrant(const Napi::CallbackInfo& info);
+  Napi::Value DropParked(const Napi::CallbackInfo& info);
+  Napi::Value ReadSlots(const Napi::CallbackInfo& info);
   Napi::Value Drain(const Napi::CallbackInfo& info);
   Napi::Value CountersDescriptor(const Napi::CallbackInfo& info);
   Napi::Value Memory(const Napi::CallbackInfo& info);

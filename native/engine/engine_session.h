@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <utility>
 
@@ -28,8 +29,12 @@ class EngineSession {
 
   uint64_t id() const { return id_; }
 
-  /// The memory must outlive the grant.
-  virtual Outcome AddGrant(uint32_t grant_id, GrantMemory* memory) = 0;
+  /// The memory must outlive the grant. The slots are what `table` says.
+  virtual Outcome AddGrant(uint32_t grant_id, GrantMemory* memory, std::unique_ptr<SlotTable> table) = 0;
+  Outcome AddGrant(uint32_t grant_id, GrantMemory* memory) {
+    return AddGrant(grant_id, memory, std::make_unique<SlotTable>(memory->geometry));
+  }
+  virtual const SlotTable* Table(uint32_t grant_id) const = 0;
   virtual Outcome RemoveGrant(uint32_t grant_id) = 0;
 
   /// Does a bounded amount of what there is to do, evicts first, and publishes what finished. Answers whether
@@ -58,12 +63,17 @@ class EngineSession {
 
   /// Ends the session; afterwards nothing touches its memory.
   virtual void Close(uint64_t now_ns) = 0;
+  /// After Close: what the slots of a grant hold, for a session that goes on with them. Null if there is no
+  /// such grant, and for a session that had failed other than by the end of its connections: what such a
+  /// client says of its slots is not to be believed.
+  virtual std::unique_ptr<SlotTable> TakeTable(uint32_t grant_id) = 0;
 
   /// The engine's: turns since the session had something to do.
   uint32_t quiet_turns = 0;
 
  protected:
   bool failed() const { return fault_.has_value(); }
+  bool misbehaved() const { return fault_ && *fault_ != SessionFault::kLaneEnded; }
   void Fail(SessionFault fault) {
     if (!fault_) fault_ = fault;
   }

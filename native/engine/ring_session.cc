@@ -65,8 +65,8 @@ Result<SessionEndpoints> RingSession::Endpoints() const {
   return endpoints;
 }
 
-Outcome RingSession::AddGrant(uint32_t grant_id, GrantMemory* memory) {
-  Outcome added = core_.AddGrant(grant_id, memory->geometry);
+Outcome RingSession::AddGrant(uint32_t grant_id, GrantMemory* memory, std::unique_ptr<SlotTable> table) {
+  Outcome added = core_.AddGrant(grant_id, std::move(table));
   if (added.ok()) port_.AddGrant(grant_id, &memory->object);
   return added;
 }
@@ -172,6 +172,21 @@ void RingSession::Close(uint64_t now_ns) {
   segments_.status().revoked.store(1, std::memory_order_release);
   std::atomic_thread_fence(std::memory_order_seq_cst);
   KVSS_STEP("memory revoked");
+}
+
+std::unique_ptr<SlotTable> RingSession::TakeTable(uint32_t grant_id) {
+  VoidUntaken(Queue::kEvict);
+  VoidUntaken(Queue::kCommand);
+  return misbehaved() ? nullptr : core_.TakeTable(grant_id);
+}
+
+void RingSession::VoidUntaken(Queue queue) {
+  RingConsumer<proto::Descriptor>& ring = Ring(queue);
+  // One look: a client that goes on submitting has closed its connection, and nobody takes that any more.
+  const std::optional<uint32_t> waiting = ring.Available();
+  if (!waiting) return Fail(SessionFault::kRing);
+  for (uint32_t taken = 0; taken < *waiting; ++taken) core_.Void(ring.Take());
+  KVSS_STEP("untaken descriptors void");
 }
 
 void RingSession::WatchWith(int epoll_fd) {

@@ -25,7 +25,9 @@ class RingSession final : public EngineSession, private CompletionSink {
 
   Result<SessionEndpoints> Endpoints() const;
 
-  Outcome AddGrant(uint32_t grant_id, GrantMemory* memory) override;
+  using EngineSession::AddGrant;
+  Outcome AddGrant(uint32_t grant_id, GrantMemory* memory, std::unique_ptr<SlotTable> table) override;
+  const SlotTable* Table(uint32_t grant_id) const override { return core_.Table(grant_id); }
   Outcome RemoveGrant(uint32_t grant_id) override;
   bool Pump(uint64_t now_ns) override;
   bool HasWork() override;
@@ -36,6 +38,7 @@ class RingSession final : public EngineSession, private CompletionSink {
   void UnwatchWith(int epoll_fd) override;
   /// Readers in place can tell from now on that the bytes may go.
   void Close(uint64_t now_ns) override;
+  std::unique_ptr<SlotTable> TakeTable(uint32_t grant_id) override;
 
  private:
   RingSession(uint64_t id, SessionSegments segments, ShardTally* tally);
@@ -48,6 +51,8 @@ class RingSession final : public EngineSession, private CompletionSink {
   /// Descriptors of a queue that can be accepted now. Finds out about corrupt ring positions.
   uint32_t Takeable(Queue queue);
   bool Drain(Queue queue, uint32_t limit, uint64_t now_ns);
+  /// What the client has submitted and nobody has taken never runs.
+  void VoidUntaken(Queue queue);
   void Publish();
 
   SessionSegments segments_;

@@ -1,8 +1,11 @@
 #pragma once
 
+#include <compare>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <vector>
 
 #include "engine/ring_session.h"
 #include "engine/shard_engine.h"
@@ -25,6 +28,13 @@ struct GrantedMemory {
   bool huge_pages = false;
 };
 
+/// Names what was parked: the grant of the session that has ended.
+struct ParkedGrant {
+  uint64_t session_id = 0;
+  uint32_t grant_id = 0;
+  auto operator<=>(const ParkedGrant&) const = default;
+};
+
 /// One shard as the daemon holds it: its memory, its engine, and which session owns which grant. Thread-safe;
 /// calls may take as long as the kernel needs for the pages, and none of them holds up the engine for that
 /// time.
@@ -44,7 +54,22 @@ class ShardHost {
   Outcome RemoveGrant(uint64_t session_id, uint32_t grant_id);
   /// Ends a session; afterwards its memory has been scrubbed and is free. Harmless where there is no such
   /// session.
-  void CloseSession(uint64_t session_id);
+  void CloseSession(uint64_t session_id) { ParkSession(session_id, {}); }
+
+  /// Ends a session and keeps the memory of some of its grants, with what their slots hold, until it is
+  /// resumed or dropped; the rest is scrubbed and free. Answers which grants were kept. Nobody writes to them
+  /// any more but who still has the memory mapped, and that has ever been their owner alone.
+  std::vector<uint32_t> ParkSession(uint64_t session_id, const std::vector<uint32_t>& grant_ids);
+  /// Gives what was parked to another session of its owner, as a grant of that one. It is parked no more:
+  /// where this fails it is scrubbed and free. Who the owner is, and that both sessions are of one kind, is
+  /// the caller's to know.
+  Result<GrantedMemory> ResumeGrant(uint64_t session_id, uint32_t grant_id, ParkedGrant parked);
+  /// Scrubs what was parked. Harmless where it is not.
+  void DropParked(ParkedGrant parked);
+
+  /// What `count` slots of a grant hold, from slot `from` on.
+  Result<std::vector<proto::SlotEntry>> ReadSlots(uint64_t session_id, uint32_t grant_id, uint64_t from,
+                                                  uint64_t count);
 
   bool Drain(uint64_t timeout_ns) { return engine_->Drain(timeout_ns); }
   const ColumnAllocator& allocator() const { return *allocator_; }
@@ -59,15 +84,26 @@ class ShardHost {
   ShardHost(std::unique_ptr<ColumnAllocator> allocator, std::unique_ptr<ShardEngine> engine)
       : allocator_(std::move(allocator)), engine_(std::move(engine)) {}
 
+  struct Parked {
+    std::unique_ptr<GrantMemory> memory;
+    std::unique_ptr<SlotTable> table;
+  };
+
+  std::optional<Parked> TakeParked(ParkedGrant parked);
   Outcome MapIfStream(uint64_t session_id, GrantMemory* memory);
   Outcome Enter(std::unique_ptr<EngineSession> session, StreamSession* stream);
   /// Takes the memory over where it succeeds and leaves it where it fails.
-  Outcome Register(uint64_t session_id, uint32_t grant_id, std::unique_ptr<GrantMemory>* memory);
+  Outcome Register(uint64_t session_id, uint32_t grant_id, std::unique_ptr<GrantMemory>* memory,
+                   std::unique_ptr<SlotTable> table);
+  /// Makes a grant of memory that nobody else knows of. Frees it where it fails.
+  Result<GrantedMemory> Grant(uint64_t session_id, uint32_t grant_id, std::unique_ptr<GrantMemory> memory,
+                              std::unique_ptr<SlotTable> table);
 
   std::unique_ptr<ColumnAllocator> allocator_;
   std::unique_ptr<ShardEngine> engine_;
-  std::mutex mutex_;  ///< of sessions_
+  std::mutex mutex_;  ///< of what follows
   std::map<uint64_t, Session> sessions_;
+  std::map<ParkedGrant, Parked> parked_;
 };
 
 }  // namespace kvss

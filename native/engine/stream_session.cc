@@ -94,8 +94,8 @@ void StreamSession::UnwatchWith(int epoll_fd) {
   epoll_fd_ = -1;
 }
 
-Outcome StreamSession::AddGrant(uint32_t grant_id, GrantMemory* memory) {
-  Outcome added = core_.AddGrant(grant_id, memory->geometry);
+Outcome StreamSession::AddGrant(uint32_t grant_id, GrantMemory* memory, std::unique_ptr<SlotTable> table) {
+  Outcome added = core_.AddGrant(grant_id, std::move(table));
   if (added.ok()) grants_.emplace(grant_id, memory->mapping.data());
   return added;
 }

@@ -26,7 +26,9 @@ class StreamSession final : public EngineSession, private CompletionSink, privat
   /// Adds lane `stream` of its kind and tells the other side that it is welcome, or that it is not.
   Outcome AddLane(proto::LaneKind kind, uint32_t stream, UniqueFd fd);
 
-  Outcome AddGrant(uint32_t grant_id, GrantMemory* memory) override;
+  using EngineSession::AddGrant;
+  Outcome AddGrant(uint32_t grant_id, GrantMemory* memory, std::unique_ptr<SlotTable> table) override;
+  const SlotTable* Table(uint32_t grant_id) const override { return core_.Table(grant_id); }
   Outcome RemoveGrant(uint32_t grant_id) override;
   bool Pump(uint64_t now_ns) override;
   bool HasWork() override;
@@ -37,6 +39,9 @@ class StreamSession final : public EngineSession, private CompletionSink, privat
   void UnwatchWith(int epoll_fd) override;
   bool uses_streams() const override { return true; }
   void Close(uint64_t now_ns) override;
+  std::unique_ptr<SlotTable> TakeTable(uint32_t grant_id) override {
+    return misbehaved() ? nullptr : core_.TakeTable(grant_id);
+  }
 
  private:
   struct Lane : LaneEvents {

@@ -44,6 +44,8 @@ inline constexpr uint32_t kMaxSlotsPerGrant = 16777216u;
 inline constexpr uint32_t kMaxPieceBytes = 1073741824u;
 /// WIO lanes of each direction that one session may have on one shard.
 inline constexpr uint32_t kMaxWioStreams = 16u;
+/// SlotEntries of one slotPage.
+inline constexpr uint32_t kMaxSlotsPerPage = 2500u;
 /// Longest time that one operation may wait for its gate and its transfer: ten minutes.
 inline constexpr uint32_t kMaxOperationTimeoutUs = 600000000u;
 /// Tenant policies of one daemon.
@@ -81,6 +83,10 @@ enum class FrameType : uint16_t {
   kPoliciesPage = 26,  ///< Answer to policies: some of them, oldest change first.
   kReport = 27,  ///< Driver to daemon: how its cache does, for stats and metrics.
   kReported = 28,  ///< Answer to report.
+  kSlotTable = 29,  ///< Ask what the slots of a grant hold.
+  kSlotPage = 30,  ///< Answer to slotTable: some SlotEntries.
+  kGoodbye = 31,  ///< The client is about to close, and nothing of it is to be parked.
+  kFarewell = 32,  ///< Answer to goodbye.
   kError = 64,  ///< A request was refused (it echoes the requestId), or, with requestId 0, the session is over.
   kDraining = 65,  ///< The daemon is shutting down. Finish what is in flight; send nothing new.
   kPoliciesChanged = 66,  ///< Daemon to driver, unasked: there are tenant policies that the driver has not seen. Not sent again before the driver has asked.
@@ -134,6 +140,7 @@ enum class Status : uint16_t {
   kDraining = 70,  ///< The daemon is shutting down.
   kRingCorrupt = 71,  ///< The client wrote impossible ring positions. The session was ended; no other session is affected.
   kInternal = 72,  ///< The daemon failed to do this. Its log says why.
+  kNothingParked = 73,  ///< Nothing is parked that this secret, label and piece size would bring back.
 };
 
 /// State of a slot, kept by the engine and never mapped by clients.
@@ -226,6 +233,22 @@ static_assert(offsetof(Completion, slot) == 4);
 static_assert(offsetof(Completion, user_data) == 8);
 static_assert(offsetof(Completion, sequence) == 16);
 static_assert(offsetof(Completion, generation) == 24);
+
+/// What a slot holds, as slotPage has it.
+struct alignas(8) SlotEntry {
+  uint64_t generation;  ///< the highest that an evict into the slot has named; an evict has to name a higher one
+  uint64_t tenant_tag;  ///< stamp of the evict of this generation
+  uint32_t state;  ///< SlotState
+  uint32_t reserved;  ///< zero
+};
+static_assert(sizeof(SlotEntry) == 24);
+static_assert(alignof(SlotEntry) == 8);
+static_assert(std::is_standard_layout_v<SlotEntry>);
+static_assert(std::is_trivially_copyable_v<SlotEntry>);
+static_assert(offsetof(SlotEntry, generation) == 0);
+static_assert(offsetof(SlotEntry, tenant_tag) == 8);
+static_assert(offsetof(SlotEntry, state) == 16);
+static_assert(offsetof(SlotEntry, reserved) == 20);
 
 /// First bytes of a stream connection, from the client.
 struct alignas(8) LaneHello {

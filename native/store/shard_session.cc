@@ -38,12 +38,13 @@ ShardSession::ShardSession(uint32_t window, TransferPort* port, CompletionSink* 
 
 ShardSession::~ShardSession() { KVSS_CHECK(quiescent()); }
 
-Outcome ShardSession::AddGrant(uint32_t grant_id, const GrantGeometry& geometry) {
+Outcome ShardSession::AddGrant(uint32_t grant_id, std::unique_ptr<SlotTable> table) {
   if (grants_.size() >= proto::kMaxGrantsPerSession) {
     return Error{Status::kLimitExceeded, "a session may hold " + std::to_string(proto::kMaxGrantsPerSession) +
                                              " grants on one shard"};
   }
-  const bool added = grants_.emplace(grant_id, std::make_unique<SlotTable>(geometry)).second;
+  if (table->stored > 0) tally_->stored_slots += table->stored;
+  const bool added = grants_.emplace(grant_id, std::move(table)).second;
   KVSS_CHECK(added);
   return Nothing{};
 }
@@ -407,17 +408,46 @@ void ShardSession::Close(uint64_t now_ns) {
           port_->Cancel(evict ? TransferKind::kReceive : CommandKind(operation), sequence);
         }
       } else if (operation.state != OperationState::kFinished) {
+        never_ran_.push_back(operation.descriptor);
         evict ? FinishEvict(sequence, Status::kCancelled, now_ns)
               : FinishCommand(sequence, Status::kCancelled, now_ns);
       }
     }
   }
-  for (auto& [grant_id, table] : grants_) {
-    for (Slot& slot : table->slots) {
-      tally_->stored_slots -= slot.state == SlotState::kStored;
-      if (slot.state == SlotState::kStored) slot.state = SlotState::kEmpty;
-    }
+  for (const auto& [grant_id, table] : grants_) {
+    for (const Slot& slot : table->slots) tally_->stored_slots -= slot.state == SlotState::kStored;
   }
+}
+
+void ShardSession::Void(const proto::Descriptor& descriptor) {
+  KVSS_CHECK(closed_);
+  SlotTable* table = FindGrant(descriptor.grant_id);
+  if (table == nullptr || descriptor.slot >= table->geometry.slots) return;
+  Slot& slot = table->slots[descriptor.slot];
+  const auto opcode = static_cast<Opcode>(descriptor.opcode);
+  if (opcode == Opcode::kEvict) {
+    // Kept, so that whoever goes on with the slot chooses a higher one: nothing may ever pass for this evict.
+    slot.generation = std::max(slot.generation, descriptor.generation);
+    slot.state = SlotState::kEmpty;
+  } else if (opcode == Opcode::kDelete && slot.generation == descriptor.generation) {
+    slot.state = SlotState::kEmpty;
+  }
+}
+
+std::unique_ptr<SlotTable> ShardSession::TakeTable(uint32_t grant_id) {
+  KVSS_CHECK(closed_ && quiescent());
+  for (const proto::Descriptor& descriptor : std::exchange(never_ran_, {})) Void(descriptor);
+  const auto found = grants_.find(grant_id);
+  if (found == grants_.end()) return nullptr;
+  std::unique_ptr<SlotTable> table = std::move(found->second);
+  grants_.erase(found);
+  table->stored = 0;
+  for (Slot& slot : table->slots) {
+    KVSS_CHECK(slot.readers == 0 && slot.state != SlotState::kWriting);
+    slot.last_evict = 0;
+    table->stored += slot.state == SlotState::kStored;
+  }
+  return table;
 }
 
 }  // namespace kvss

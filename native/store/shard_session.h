@@ -64,7 +64,11 @@ class ShardSession {
   ShardSession(uint32_t window, TransferPort* port, CompletionSink* sink, ShardTally* tally);
   ~ShardSession();
 
-  Outcome AddGrant(uint32_t grant_id, const GrantGeometry& geometry);
+  Outcome AddGrant(uint32_t grant_id, const GrantGeometry& geometry) {
+    return AddGrant(grant_id, std::make_unique<SlotTable>(geometry));
+  }
+  /// A grant whose slots hold something: the table is what TakeTable gave of another session.
+  Outcome AddGrant(uint32_t grant_id, std::unique_ptr<SlotTable> table);
   /// Fails with kNotAllowed while operations of the session are unfinished, since any of them may touch the
   /// grant.
   Outcome RemoveGrant(uint32_t grant_id);
@@ -89,6 +93,14 @@ class ShardSession {
   /// its grants may be freed once quiescent() is true.
   void Close(uint64_t now_ns);
   bool quiescent() const { return running_ == 0; }
+  /// What the slots of a grant hold after the end, for a session that goes on with them; null if there is no
+  /// such grant. Only where the session is closed and quiescent.
+  std::unique_ptr<SlotTable> TakeTable(uint32_t grant_id);
+  /// An operation was asked for and never ran, and the session is closed. Its slot is empty from now on: an
+  /// evict may have been written in place already, and what was to be deleted is not to come back.
+  void Void(const proto::Descriptor& descriptor);
+  /// The slots of a grant; null if there is no such grant.
+  const SlotTable* Table(uint32_t grant_id) const { return FindGrant(grant_id); }
   /// No operation is accepted and unfinished.
   bool idle() const {
     return evicts_.finished == evicts_.accepted && commands_.finished == commands_.accepted;
@@ -173,6 +185,7 @@ class ShardSession {
   uint64_t next_deadline_ns_ = UINT64_MAX;
   uint32_t running_ = 0;
   uint32_t scrubs_awaiting_readers_ = 0;
+  std::vector<proto::Descriptor> never_ran_;  ///< waited when the session was closed
   bool in_progress_ = false;
   bool closed_ = false;
 };

@@ -23,6 +23,7 @@ static_assert(sizeof(Slot) == 32, "maxSlotsPerGrant counts on it");
 struct SlotTable {
   GrantGeometry geometry;
   std::vector<Slot> slots;
+  uint32_t stored = 0;  ///< slots that hold a piece when a session gets the table
 
   explicit SlotTable(const GrantGeometry& geometry_in) : geometry(geometry_in), slots(geometry_in.slots) {}
 };

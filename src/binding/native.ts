@@ -45,6 +45,14 @@ export interface NativeShard {
   removeGrant(sessionId: number, grantId: number): Promise<void>;
   /** Resolves when the memory of the session has been scrubbed and is free. */
   closeSession(sessionId: number): Promise<void>;
+  /** As closeSession, but keeps the memory of these grants with what their slots hold. Resolves with those that it kept. */
+  parkSession(sessionId: number, grantIds: number[]): Promise<number[]>;
+  /** Gives what was parked to another session, as its grant `grantId`. Where it rejects, the memory has been scrubbed. */
+  resumeGrant(sessionId: number, grantId: number, parkedSession: number, parkedGrant: number): Promise<NativeGrant>;
+  /** Resolves when what was parked has been scrubbed and is free. */
+  dropParked(parkedSession: number, parkedGrant: number): Promise<void>;
+  /** SlotEntries of `count` slots of a grant, from slot `from` on. */
+  readSlots(sessionId: number, grantId: number, from: number, count: number): Promise<Uint8Array>;
   /** Resolves with true once everything submitted so far has finished, with false after `timeoutMs`. */
   drain(timeoutMs: number): Promise<boolean>;
   countersDescriptor(): DescriptorBundle;
@@ -185,6 +193,8 @@ export interface NativeBinding {
   copyPiece(target: Uint8Array, source: Uint8Array): void;
   /** One bundle with the descriptors of all of them, in order. */
   joinBundles(...bundles: DescriptorBundle[]): DescriptorBundle;
+  /** Takes the descriptors behind the first `count` out of a bundle, into one of their own. */
+  splitBundle(bundle: DescriptorBundle, count: number): DescriptorBundle;
 }
 
 function load(): NativeBinding {

@@ -16,6 +16,7 @@ interface ServeFlags {
   http: boolean;
   hugePages: boolean;
   hioMode?: string;
+  maxParkMs?: number;
   logLevel?: string;
   policyFile?: string;
 }
@@ -47,6 +48,11 @@ export function serveCommand(): Command {
     .option('--no-huge-pages', 'use ordinary pages even where there are huge ones')
     .addOption(
       new Option('--hio-mode <mode>', 'how engines wait for work').choices(['latency', 'buffered', 'adaptive']),
+    )
+    .option(
+      '--max-park-ms <ms>',
+      'longest that memory of a driver that has died waits for it to come back; 0 scrubs it at once',
+      integerOption(0, 86_400_000),
     )
     .addOption(
       new Option('--log-level <level>', 'least severe message').choices(['debug', 'info', 'warn', 'error', 'silent']),
@@ -92,6 +98,7 @@ function configOf(flags: ServeFlags): ReturnType<typeof parseConfig> {
     parseConfig({ adminToken }, 'KVSS_ADMIN_TOKEN');
     config.adminToken = adminToken;
   }
+  if (flags.maxParkMs !== undefined) config.maxParkMs = flags.maxParkMs;
   if (flags.logLevel !== undefined) config.logLevel = flags.logLevel;
   return parseConfig(config, 'flags');
 }

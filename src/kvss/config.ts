@@ -81,6 +81,12 @@ const configSchema = z.strictObject({
   allowUids: z.array(z.number().int().min(0)).default([]),
   /** How long a shutdown waits for submitted operations to finish, in milliseconds. */
   drainTimeoutMs: z.number().int().min(0).max(600_000).default(5_000),
+  /** Longest that memory of a driver that has died waits for it to come back, in milliseconds; 0 scrubs it at once. */
+  maxParkMs: z.number().int().min(0).max(86_400_000).default(60_000),
+  /** Grants that may be parked at once. The oldest go. */
+  maxParkedGrants: z.number().int().min(0).max(65_536).default(256),
+  /** Bytes that may be parked at once, over all shards; where it is left out, as much as there is. */
+  maxParkedBytes: size.optional(),
   logLevel: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('info'),
 });
 

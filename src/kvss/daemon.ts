@@ -21,6 +21,7 @@ import { addDriverMetrics } from './driver_metrics.js';
 import { type AdminServer, startAdminServer } from './http.js';
 import { checkMemoryAvailable } from './memory_check.js';
 import { createMetrics } from './metrics.js';
+import { ParkedGrants } from './parked.js';
 import { PolicyStore } from './policy_store.js';
 import { Session, type SessionHost } from './session.js';
 import { Shard } from './shard.js';
@@ -29,6 +30,7 @@ import { Shard } from './shard.js';
 export class KvssDaemon implements SessionHost, AsyncDisposable {
   readonly version = VERSION;
   readonly epoch = randomBytes(16).toString('hex');
+  readonly parked: ParkedGrants;
   readonly #startedMs = performance.now();
   readonly #sessions = new Map<number, Session>();
   #shards: readonly Shard[] = [];
@@ -45,6 +47,10 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
     readonly policies: PolicyStore,
   ) {
     policies.onChange(() => this.#announcePolicies());
+    const { maxParkMs: maxMs, maxParkedGrants: maxGrants, maxParkedBytes: maxBytes = Infinity } = config;
+    this.parked = new ParkedGrants({ maxMs, maxGrants, maxBytes }, (level, fields, message) =>
+      this.log(level, fields, message),
+    );
   }
 
   /**
@@ -159,6 +165,7 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
     const drained = await Promise.all(this.#shards.map((shard) => shard.native.drain(this.config.drainTimeoutMs)));
     if (drained.includes(false)) this.log('warn', {}, 'drain timed out: unfinished operations become misses');
     await Promise.all([...this.#sessions.values()].map((session) => session.end('the daemon is shutting down')));
+    await this.parked.clear('the daemon is shutting down');
     await this.#admin?.close();
     await Promise.all(this.#shards.map((shard) => shard.native.close()));
     this.log('info', {}, 'stopped');
@@ -218,7 +225,7 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
     } else if (fault === 'protocol') {
       session?.refuse(KvssError.ofStatus(Status.badFrame, 'a frame on a lane does not fit what was asked'));
     } else {
-      session?.end('a lane has ended');
+      session?.laneEnded();
     }
   }
 

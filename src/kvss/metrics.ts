@@ -1,5 +1,6 @@
 import { Gauge, Registry } from 'prom-client';
 import { type CounterName, LATENCY_BUCKETS, type LatencyName, latencyBoundSeconds } from './counters.js';
+import type { ParkedGrants } from './parked.js';
 import type { PolicyStore } from './policy_store.js';
 import type { Shard } from './shard.js';
 
@@ -32,6 +33,7 @@ export interface MetricsSource {
   readonly shards: readonly Shard[];
   readonly sessionCount: number;
   readonly policies: PolicyStore;
+  readonly parked: ParkedGrants;
 }
 
 export interface Sample {
@@ -100,6 +102,20 @@ export function createMetrics(source: MetricsSource): Registry {
     'gauge',
     'Memory of the shard that is not granted.',
     perShard((shard) => shard.state().freeBytes),
+  );
+  onScrape(
+    registry,
+    'kvss_parked_grants',
+    'gauge',
+    'Grants of drivers that have died and may come back.',
+    perShard((shard) => source.parked.of(shard).length),
+  );
+  onScrape(
+    registry,
+    'kvss_parked_bytes',
+    'gauge',
+    'Memory of drivers that have died and may come back. Makes room where a driver needs it.',
+    perShard((shard) => source.parked.bytes(shard)),
   );
   latency(registry, source, 'evictLatency', 'kvss_evict_seconds', 'Time of an evict from read to finished.');
   onScrape(registry, 'kvss_tenant_policies', 'gauge', 'Tenants with a policy of their own.', () => [

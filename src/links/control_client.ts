@@ -13,6 +13,8 @@ interface Answers {
   ticket: 'ticketIssued';
   grant: 'granted';
   release: 'released';
+  slotTable: 'slotPage';
+  goodbye: 'farewell';
   stats: 'statsReply';
   carrierHello: 'carrierWelcome';
   carry: 'carrying';

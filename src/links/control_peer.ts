@@ -24,6 +24,8 @@ export interface ControlService {
   answer(frame: Frame): Answer | Promise<Answer>;
   /** Called once, when the connection has ended and no request is being answered any more. */
   ended(): Promise<void>;
+  /** The peer has gone by itself, and the connection is about to end. */
+  gone?(): void;
   /** The peer is about to be refused. */
   refusing(error: KvssError): void;
   /** The connection ends, for this reason. */
@@ -54,7 +56,10 @@ export class ControlPeer {
     });
     channel.start(
       (bytes, descriptors) => this.#receive(bytes, descriptors),
-      () => this.end('the driver has gone'),
+      () => {
+        this.service.gone?.();
+        this.end('the driver has gone');
+      },
     );
   }
 

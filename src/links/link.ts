@@ -80,6 +80,37 @@ export interface LinkRequest {
   slots: number;
   pieceBytes: number;
   ringEntries: number;
+  /** Tells grants of one owner on one shard apart that are parked; at most 64 characters. */
+  label?: string;
+  /** Has the daemon keep the memory where the connection ends without close(), until its owner comes back. */
+  park?: Park;
+}
+
+export interface Park {
+  /** SHA-256 of the secret that brings the memory back. */
+  owner: Uint8Array;
+  /** How long at most; the daemon may have a lower bound of its own. */
+  ms: number;
+}
+
+/** What the slots of a grant hold, by slot. */
+export interface SlotTable {
+  /** The highest that an evict into the slot has named, 0 where there was none. Every evict has to name a higher one. */
+  readonly generations: Float64Array;
+  /** Stamp of the evict of that generation. */
+  readonly tenantTags: BigUint64Array;
+  /** 1 where the slot holds the piece of its generation, 0 where it holds nothing. */
+  readonly holds: Uint8Array;
+}
+
+/** A link that goes on with what was parked, and what is there. */
+export interface ResumedLink {
+  link: ShardLink;
+  slots: SlotTable;
+}
+
+export interface CloseOptions {
+  park?: boolean;
 }
 
 /** A session with one daemon. */
@@ -96,14 +127,24 @@ export interface DaemonConnection {
    * is old or gone, or the report is not one that it would take, it is dropped. Of reports that come faster than they are taken the last one goes.
    */
   report(report: DriverReport): void;
+  /**
+   * Attaches a shard with the memory that a connection which was lost had there, of the same label, piece size and kind of
+   * link. `slots` of the request is not looked at: the link has as many as there were. Undefined where there is nothing that
+   * this secret brings back: openLink is the way then. A second call that finds nothing on the same shard may end the
+   * connection. Rejects as openLink does; what was parked is gone then.
+   */
+  resumeLink?(request: LinkRequest & { secret: Uint8Array }): Promise<ResumedLink | undefined>;
   /** The daemon is about to go: what is in flight still finishes, nothing new is taken. */
   onDraining: () => void;
   /** Comes once, when the daemon has gone. Not after close(). */
   onEnd: (reason: string) => void;
   /** Whether the daemon has gone. */
   readonly ended: boolean;
-  /** Resolves when nothing of it touches the runtime's memory any more. Never rejects. */
-  close(): Promise<void>;
+  /**
+   * Resolves when nothing of it touches the runtime's memory any more. Never rejects. What the daemon would keep for a
+   * connection that is lost it scrubs, unless `park` asks for the same as if it had been lost.
+   */
+  close(options?: CloseOptions): Promise<void>;
 }
 
 /** Reaches a daemon. Rejects with KVSS_UNREACHABLE, or with what the daemon answered, within `deadlineMs`. */

@@ -1,13 +1,14 @@
 import { type DescriptorBundle, native, nativeError } from '../binding/native.js';
-import { localError } from '../common/errors.js';
+import { KvssError, localError } from '../common/errors.js';
 import type { DriverReport, PayloadOf } from '../proto/frames.js';
-import { LaneKind } from '../proto/generated.js';
+import { LaneKind, Status } from '../proto/generated.js';
 import { controlHello, encodeLane } from '../proto/lanes.js';
 import { slotBytesOf } from '../proto/slots.js';
 import type { CarriedLink, Carrier } from './carrier.js';
 import { ControlClient } from './control_client.js';
-import type { DaemonConnection, LinkRequest, PlaceMemory } from './link.js';
+import type { CloseOptions, DaemonConnection, LinkRequest, PlaceMemory, ResumedLink } from './link.js';
 import { openLane } from './open_lane.js';
+import { parkOf, readSlotTable, resumeOf, sayGoodbye, unlessNothingParked } from './parking.js';
 import { PolicyFeed } from './policy_feed.js';
 import { ReportSender } from './report_sender.js';
 import { formatStreamAddress, type StreamAddress } from './stream_address.js';
@@ -39,6 +40,8 @@ export class StreamConnection implements DaemonConnection {
   readonly #carried: CarriedLink[] = [];
   readonly #dropped: Promise<void>[] = [];
   #nextGrant = 1;
+  /** Whether the daemon keeps memory of this connection where it is lost. */
+  #parks = false;
   #ended = false;
 
   private constructor(
@@ -84,15 +87,53 @@ export class StreamConnection implements DaemonConnection {
 
   async openLink(request: LinkRequest): Promise<StreamLink> {
     const { shard, slots, pieceBytes } = request;
+    if (request.park) this.#refuseCarrier('park');
     const grantId = this.#nextGrant++;
-    const { checksums, wioStreams, carrier } = this.options;
+    const { checksums } = this.options;
+    const park = parkOf(request);
     const attached = await this.client.request(
       'attachStream',
       { shard, window: request.ringEntries, checksums },
       'streamAttached',
     );
-    await this.client.request('grant', { shard, grantId, slots, pieceBytes }, 'granted');
-    const { ticket, window } = attached.payload;
+    await this.client.request('grant', { shard, grantId, slots, pieceBytes, ...park }, 'granted');
+    this.#parks ||= request.park !== undefined;
+    return this.#openLanes(request, grantId, slots, attached.payload);
+  }
+
+  async resumeLink(request: LinkRequest & { secret: Uint8Array }): Promise<ResumedLink | undefined> {
+    const { shard } = request;
+    this.#refuseCarrier('resume');
+    const grantId = this.#nextGrant++;
+    const resume = resumeOf(grantId, request);
+    const attached = await unlessNothingParked(
+      this.client.request(
+        'attachStream',
+        { shard, window: request.ringEntries, checksums: this.options.checksums, resume },
+        'streamAttached',
+      ),
+    );
+    if (!attached) return undefined;
+    this.#parks ||= request.park !== undefined;
+    const { resumed } = attached.payload;
+    if (!resumed) throw KvssError.ofStatus(Status.badFrame, 'the daemon knows of no parked memory');
+    const table = await readSlotTable(this.client, shard, grantId, resumed.slots);
+    return { link: await this.#openLanes(request, grantId, resumed.slots, attached.payload), slots: table };
+  }
+
+  #refuseCarrier(what: string): void {
+    if (!this.options.carrier) return;
+    throw localError('KVSS_BAD_INPUT', `${what}: what a carrier moves cannot be resumed`);
+  }
+
+  async #openLanes(
+    request: LinkRequest,
+    grantId: number,
+    slots: number,
+    { ticket, window }: PayloadOf<'streamAttached'>,
+  ): Promise<StreamLink> {
+    const { shard, pieceBytes } = request;
+    const { checksums, wioStreams, carrier } = this.options;
     const lanes = carrier ? 0 : wioStreams;
     const numbers = Array.from({ length: lanes }, (_, stream) => stream);
     const lane = (kind: LaneKind, stream: number) =>
@@ -129,7 +170,14 @@ export class StreamConnection implements DaemonConnection {
     return link;
   }
 
-  close(): Promise<void> {
+  async close({ park = false }: CloseOptions = {}): Promise<void> {
+    this.#ended = true;
+    // While the lanes are there: their end would look like that of a driver that has died.
+    if (this.#parks && !park) await sayGoodbye(this.client);
+    return this.#drop();
+  }
+
+  #drop(): Promise<void> {
     this.#ended = true;
     for (const link of this.#links.splice(0)) link.close();
     this.client.close();
@@ -154,7 +202,7 @@ export class StreamConnection implements DaemonConnection {
     });
     this.#carried.push(carried);
     // Closed meanwhile: nobody else would drop it.
-    if (this.ended) await this.close();
+    if (this.ended) await this.#drop();
     return carried.order;
   }
 
@@ -167,7 +215,7 @@ export class StreamConnection implements DaemonConnection {
 
   #end(reason: string): void {
     if (this.#ended) return;
-    this.close();
+    this.#drop();
     this.onEnd(reason);
   }
 }

@@ -17,14 +17,19 @@ import {
   MAX_SESSIONS,
   MAX_SHARDS,
   MAX_SLOTS_PER_GRANT,
+  MAX_SLOTS_PER_PAGE,
   MAX_WIO_STREAMS,
   MIN_RING_ENTRIES,
   PROTOCOL_VERSION,
+  SlotEntryLayout,
   Status,
 } from './generated.js';
 import { isPlainMsgpack } from './plain_msgpack.js';
 
 export const TICKET_BYTES = 32;
+
+/** Bytes of the secret that brings parked memory back, and of its SHA-256. */
+export const OWNER_BYTES = 32;
 
 /** One control frame: a fixed header and a msgpack map. */
 export interface Frame {
@@ -106,6 +111,45 @@ const digest = z.custom<Uint8Array>(
   'a digest has 32 bytes',
 );
 
+const ownerBytes = z.custom<Uint8Array>(
+  (value) => value instanceof Uint8Array && value.length === OWNER_BYTES,
+  `must have ${OWNER_BYTES} bytes`,
+);
+/** Tells the grants of one owner on one shard apart. */
+const label = z.string().max(64);
+const DAY_MS = 86_400_000;
+
+/** Keeps a grant for a while where its session ends without a goodbye. */
+const park = z.object({
+  /** SHA-256 of the secret that brings it back. */
+  owner: ownerBytes,
+  label,
+  ms: positive(DAY_MS),
+});
+
+/** Instead of a grant: one that was parked. */
+const resume = z.object({
+  /** What it is called from now on. */
+  grantId: count(2 ** 32 - 1),
+  secret: ownerBytes,
+  label,
+  pieceBytes: positive(MAX_PIECE_BYTES),
+  /** What is to become of it the next time. */
+  park: park.optional(),
+});
+
+const resumed = z.object({
+  slots: positive(MAX_SLOTS_PER_GRANT),
+  slotBytes: positive(MAX_PIECE_BYTES),
+  bytes,
+  hugePages: z.boolean(),
+});
+
+const slotEntries = z.custom<Uint8Array>(
+  (value) => value instanceof Uint8Array && value.length % SlotEntryLayout.bytes === 0,
+  `entries have ${SlotEntryLayout.bytes} bytes each`,
+);
+
 /** Columns on an emulated wafer: 64 bits of place and 64 bits of key each. */
 const packedColumns = z.custom<Uint8Array>(
   (value) => value instanceof Uint8Array && value.length % 16 === 0,
@@ -122,6 +166,8 @@ const shardState = z.object({
   budgetBytes: bytes,
   freeBytes: bytes,
   hugePages: z.boolean(),
+  /** Of memory that is neither free nor any session's, but makes room for one. */
+  parkedBytes: bytes.optional(),
 });
 
 /** What the payload of each frame type looks like. Unknown keys are ignored, so that fields can be added. */
@@ -145,15 +191,20 @@ export const Payload = {
     /** Whether the daemon takes reports. */
     reports: z.boolean().optional(),
   }),
-  attach: z.object({ shard, ringEntries: z.number().int().min(MIN_RING_ENTRIES).max(MAX_RING_ENTRIES) }),
-  attached: z.object({ ringEntries: positive(MAX_RING_ENTRIES) }),
+  attach: z.object({
+    shard,
+    ringEntries: z.number().int().min(MIN_RING_ENTRIES).max(MAX_RING_ENTRIES),
+    resume: resume.optional(),
+  }),
+  attached: z.object({ ringEntries: positive(MAX_RING_ENTRIES), resumed: resumed.optional() }),
   attachStream: z.object({
     shard,
     window: z.number().int().min(MIN_RING_ENTRIES).max(MAX_RING_ENTRIES),
     /** Whether payload of refills is to carry a checksum. */
     checksums: z.boolean().optional(),
+    resume: resume.optional(),
   }),
-  streamAttached: z.object({ window: positive(MAX_RING_ENTRIES), ticket }),
+  streamAttached: z.object({ window: positive(MAX_RING_ENTRIES), ticket, resumed: resumed.optional() }),
   ticket: z.object({ shard, lifetimeMs: positive(600_000) }),
   ticketIssued: z.object({ ticket }),
   grant: z.object({
@@ -161,6 +212,7 @@ export const Payload = {
     grantId: count(2 ** 32 - 1),
     slots: positive(MAX_SLOTS_PER_GRANT),
     pieceBytes: positive(MAX_PIECE_BYTES),
+    park: park.optional(),
   }),
   granted: z.object({ slotBytes: positive(MAX_PIECE_BYTES), bytes, hugePages: z.boolean() }),
   release: z.object({ shard, grantId: count(2 ** 32 - 1) }),
@@ -237,6 +289,15 @@ export const Payload = {
   }),
   report: driverReport,
   reported: z.object({}),
+  slotTable: z.object({
+    shard,
+    grantId: count(2 ** 32 - 1),
+    from: count(MAX_SLOTS_PER_GRANT),
+    count: positive(MAX_SLOTS_PER_PAGE),
+  }),
+  slotPage: z.object({ slots: slotEntries }),
+  goodbye: z.object({}),
+  farewell: z.object({}),
   error: z.object({ status: count(65535), message: z.string().max(4096) }),
   draining: z.object({}),
   policiesChanged: z.object({}),

@@ -36,6 +36,8 @@ export const MAX_SLOTS_PER_GRANT = 16777216;
 export const MAX_PIECE_BYTES = 1073741824;
 /** WIO lanes of each direction that one session may have on one shard. */
 export const MAX_WIO_STREAMS = 16;
+/** SlotEntries of one slotPage. */
+export const MAX_SLOTS_PER_PAGE = 2500;
 /** Longest time that one operation may wait for its gate and its transfer: ten minutes. */
 export const MAX_OPERATION_TIMEOUT_US = 600000000;
 /** Tenant policies of one daemon. */
@@ -101,6 +103,14 @@ export const FrameType = {
   report: 27,
   /** Answer to report. */
   reported: 28,
+  /** Ask what the slots of a grant hold. */
+  slotTable: 29,
+  /** Answer to slotTable: some SlotEntries. */
+  slotPage: 30,
+  /** The client is about to close, and nothing of it is to be parked. */
+  goodbye: 31,
+  /** Answer to goodbye. */
+  farewell: 32,
   /** A request was refused (it echoes the requestId), or, with requestId 0, the session is over. */
   error: 64,
   /** The daemon is shutting down. Finish what is in flight; send nothing new. */
@@ -223,6 +233,8 @@ export const Status = {
   ringCorrupt: 71,
   /** The daemon failed to do this. Its log says why. */
   internal: 72,
+  /** Nothing is parked that this secret, label and piece size would bring back. */
+  nothingParked: 73,
 } as const;
 export type Status = (typeof Status)[keyof typeof Status];
 export type StatusName = keyof typeof Status;
@@ -500,6 +512,58 @@ export function decodeCompletion(view: DataView, at: number): Completion {
     userData: view.getBigUint64(at + 8, true),
     sequence: view.getBigUint64(at + 16, true),
     generation: view.getBigUint64(at + 24, true),
+  };
+}
+
+/** Layout of SlotEntry: byte offsets. What a slot holds, as slotPage has it. */
+export const SlotEntryLayout = {
+  bytes: 24,
+  align: 8,
+  offset: {
+    /** u64: the highest that an evict into the slot has named; an evict has to name a higher one */
+    generation: 0,
+    /** u64: stamp of the evict of this generation */
+    tenantTag: 8,
+    /** u32: SlotState */
+    state: 16,
+    /** u32: zero */
+    reserved: 20,
+  },
+  type: {
+    generation: 'u64',
+    tenantTag: 'u64',
+    state: 'u32',
+    reserved: 'u32',
+  },
+} as const;
+
+/** What a slot holds, as slotPage has it. */
+export interface SlotEntry {
+  /** the highest that an evict into the slot has named; an evict has to name a higher one */
+  generation: bigint;
+  /** stamp of the evict of this generation */
+  tenantTag: bigint;
+  /** SlotState */
+  state: number;
+  /** zero */
+  reserved: number;
+}
+
+/** Writes a SlotEntry at `at`; the view must have 24 bytes left. */
+export function encodeSlotEntry(view: DataView, at: number, value: SlotEntry): void {
+  view.setBigUint64(at + 0, value.generation, true);
+  view.setBigUint64(at + 8, value.tenantTag, true);
+  view.setUint32(at + 16, value.state, true);
+  view.setUint32(at + 20, value.reserved, true);
+}
+
+/** Reads the SlotEntry at `at`. Says nothing about whether its values make sense. */
+export function decodeSlotEntry(view: DataView, at: number): SlotEntry {
+  return {
+    generation: view.getBigUint64(at + 0, true),
+    tenantTag: view.getBigUint64(at + 8, true),
+    state: view.getUint32(at + 16, true),
+    reserved: view.getUint32(at + 20, true),
   };
 }
 

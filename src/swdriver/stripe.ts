@@ -161,7 +161,12 @@ export class Stripe {
         connections.push(await this.connect(daemon, this.settings.connectDeadlineMs));
       }
       const shards = connections.flatMap((connection) =>
-        connection.shards.map(({ index, freeBytes }) => ({ connection, index, freeBytes })),
+        connection.shards.map(({ index, freeBytes, parkedBytes = 0 }) => ({
+          connection,
+          index,
+          // Parked memory makes room for whoever asks.
+          freeBytes: freeBytes + parkedBytes,
+        })),
       );
       const described = this.settings.groups[0]?.pieceBytes.length ?? 0;
       if (shards.length !== described) {

@@ -1,17 +1,19 @@
 import type { Clock } from '../common/clock.js';
 import { localError } from '../common/errors.js';
 import type {
+  CloseOptions,
   CompletionHandler,
   Connector,
   DaemonConnection,
   LinkRequest,
   OperationBatch,
+  ResumedLink,
   ShardLink,
 } from '../links/link.js';
 import type { DaemonPolicies } from '../links/policy_feed.js';
 import type { DriverReport, ShardState } from '../proto/frames.js';
 import { Opcode, Status } from '../proto/generated.js';
-import type { Direction, Path, Topology } from './topology.js';
+import type { Direction, Path, Route, Topology } from './topology.js';
 
 /** One way of one WIO stream. */
 interface Lane {
@@ -274,18 +276,32 @@ class ShapedConnection implements DaemonConnection {
   }
 
   async openLink(request: LinkRequest): Promise<ShardLink> {
-    const shard = this.inner.shards.find(({ index }) => index === request.shard);
-    if (!shard) throw localError('KVSS_BAD_INPUT', `${this.daemon} has no shard ${request.shard}`);
-    const route = this.topology.route(this.box, this.daemon, shard);
-    const link = new ShapedLink(await this.inner.openLink(request), route.paths, this.clock);
+    const route = this.#routeTo(request.shard);
+    return this.#shape(route, await this.inner.openLink(request));
+  }
+
+  async resumeLink(request: LinkRequest & { secret: Uint8Array }): Promise<ResumedLink | undefined> {
+    const route = this.#routeTo(request.shard);
+    const resumed = await this.inner.resumeLink?.(request);
+    return resumed && { ...resumed, link: this.#shape(route, resumed.link) };
+  }
+
+  close(options?: CloseOptions): Promise<void> {
+    this.#closeLinks();
+    return this.inner.close(options);
+  }
+
+  #routeTo(index: number): Route {
+    const shard = this.inner.shards.find((each) => each.index === index);
+    if (!shard) throw localError('KVSS_BAD_INPUT', `${this.daemon} has no shard ${index}`);
+    return this.topology.route(this.box, this.daemon, shard);
+  }
+
+  #shape(route: Route, inner: ShardLink): ShardLink {
+    const link = new ShapedLink(inner, route.paths, this.clock);
     this.topology.opened(route);
     this.#links.push(link);
     return link;
-  }
-
-  close(): Promise<void> {
-    this.#closeLinks();
-    return this.inner.close();
   }
 
   #closeLinks(): void {

@@ -29,6 +29,7 @@ describe('the native addon', () => {
         'mapCounters',
         'mapGrant',
         'protocolVersion',
+        'splitBundle',
       ].sort(),
     );
     expect(methodsOf(raw.Shard)).toEqual(
@@ -40,9 +41,13 @@ describe('the native addon', () => {
         'closeSession',
         'countersDescriptor',
         'drain',
+        'dropParked',
         'memory',
         'openSession',
+        'parkSession',
+        'readSlots',
         'removeGrant',
+        'resumeGrant',
       ].sort(),
     );
     expect(methodsOf(raw.Lane)).toEqual(

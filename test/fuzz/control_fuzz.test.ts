@@ -20,7 +20,10 @@ import { settings } from '../model/property_settings.js';
  * between frames. Rings and lanes have fuzzers of their own in this folder; this decoder is TypeScript.
  */
 
-const SHARD = { index: 63, domain: 1, budgetBytes: 2 ** 40, freeBytes: 5, hugePages: false };
+const PARK = { owner: Uint8Array.from({ length: 32 }, (_, index) => 31 - index), label: 'full', ms: 60_000 };
+const RESUME = { grantId: 2, secret: new Uint8Array(32), label: 'full', pieceBytes: 2 ** 20, park: PARK };
+const RESUMED = { slots: 9, slotBytes: 64, bytes: 4096, hugePages: false };
+const SHARD = { index: 63, domain: 1, budgetBytes: 2 ** 40, freeBytes: 5, hugePages: false, parkedBytes: 2 ** 33 };
 const TICKET = Uint8Array.from({ length: 32 }, (_, index) => index);
 
 const DIGEST = Uint8Array.from({ length: 32 }, (_, index) => 255 - index);
@@ -50,13 +53,13 @@ const GOLDEN: { [Name in keyof typeof Payload]: PayloadOf<Name> } = {
     policies: 2 ** 40,
     reports: true,
   },
-  attach: { shard: 3, ringEntries: 4096 },
-  attached: { ringEntries: 8 },
-  attachStream: { shard: 0, window: 64, checksums: true },
-  streamAttached: { window: 8, ticket: TICKET },
+  attach: { shard: 3, ringEntries: 4096, resume: RESUME },
+  attached: { ringEntries: 8, resumed: RESUMED },
+  attachStream: { shard: 0, window: 64, checksums: true, resume: RESUME },
+  streamAttached: { window: 8, ticket: TICKET, resumed: RESUMED },
   ticket: { shard: 1, lifetimeMs: 600_000 },
   ticketIssued: { ticket: TICKET },
-  grant: { shard: 0, grantId: 2 ** 32 - 1, slots: 70_000, pieceBytes: 2 ** 20 },
+  grant: { shard: 0, grantId: 2 ** 32 - 1, slots: 70_000, pieceBytes: 2 ** 20, park: PARK },
   granted: { slotBytes: 64, bytes: 2 ** 33, hugePages: true },
   release: { shard: 0, grantId: 1 },
   released: {},
@@ -109,6 +112,10 @@ const GOLDEN: { [Name in keyof typeof Payload]: PayloadOf<Name> } = {
   },
   report: REPORT,
   reported: {},
+  slotTable: { shard: 1, grantId: 2, from: 5000, count: 2500 },
+  slotPage: { slots: new Uint8Array(48) },
+  goodbye: {},
+  farewell: {},
   error: { status: 68, message: 'no' },
   draining: {},
   policiesChanged: {},

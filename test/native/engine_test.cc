@@ -680,6 +680,127 @@ TEST("sessions come and go while another one works") {
   working.get();
 }
 
+/// Whether a memory object is all zeros, read as somebody would who kept a descriptor.
+bool AllZero(const Mapping& mapping) {
+  return std::all_of(mapping.data(), mapping.data() + mapping.bytes(),
+                     [](std::byte byte) { return byte == std::byte{0}; });
+}
+
+TEST("a parked grant goes on in another session: bytes, generations, tags, and new rings") {
+  Shard shard;
+  const Client first = shard.Open(1);
+  std::memset(first.slots.data(), 0xa5, first.slots.bytes());
+  first.Submit(Queue::kEvict, Evict(3, 5));
+  first.Submit(Queue::kEvict, Evict(4, 6));
+  first.Await(2);
+  const uint64_t free_bytes = shard.host->allocator().free_bytes();
+  // While the session lives nothing of it can be had.
+  CHECK_EQ(shard.host->ResumeGrant(1, 2, {1, kGrant}).error().status, Status::kNothingParked);
+  CHECK(shard.host->ParkSession(1, {kGrant, 99}) == std::vector<uint32_t>{kGrant});
+  CHECK_EQ(shard.host->allocator().free_bytes(), free_bytes);
+  CHECK_EQ(shard.counters().stored_slots.load(), 0u);
+
+  Client second = Client::Of(Must(shard.host->OpenSession(2, 8)), 8);
+  const GrantedMemory granted = Must(shard.host->ResumeGrant(2, kGrant, {1, kGrant}));
+  CHECK_EQ(granted.geometry.slots, 16u);
+  CHECK_EQ(granted.object_bytes, uint64_t{16} * kPieceBytes);
+  const Mapping slots =
+      Must(Mapping::Map(granted.descriptor.get(), granted.object_bytes, Access::kReadWrite));
+  CHECK_EQ(slots.data()[3 * kPieceBytes], std::byte{0xa5});
+  CHECK_EQ(shard.counters().stored_slots.load(), 2u);
+  second.Submit(Queue::kCommand, Refill(3, 5));
+  CHECK_EQ(second.AwaitStatus(), Status::kOk);
+  second.Submit(Queue::kEvict, Evict(4, 6));
+  CHECK_EQ(second.AwaitStatus(), Status::kBadGeneration);
+  CHECK_EQ(second.lane->evict_count(), 1u);
+
+  const auto entries = Must(shard.host->ReadSlots(2, kGrant, 3, 3));
+  CHECK_EQ(entries.size(), 3u);
+  CHECK_EQ(entries[0].generation, 5u);
+  CHECK_EQ(entries[0].tenant_tag, kTenant);
+  CHECK_EQ(entries[0].state, static_cast<uint32_t>(proto::SlotState::kStored));
+  CHECK_EQ(entries[2].generation, 0u);
+  CHECK_EQ(entries[2].state, static_cast<uint32_t>(proto::SlotState::kEmpty));
+  CHECK_EQ(shard.host->ReadSlots(2, kGrant, 14, 3).error().status, Status::kBadSlot);
+  CHECK_EQ(shard.host->ReadSlots(2, kGrant, 17, 0).error().status, Status::kBadSlot);
+  CHECK_EQ(shard.host->ReadSlots(2, 9, 0, 1).error().status, Status::kBadGrant);
+  CHECK_EQ(shard.host->ReadSlots(1, kGrant, 0, 1).error().status, Status::kBadGrant);
+
+  // Once only, and it ends as any other grant does.
+  CHECK_EQ(shard.host->ResumeGrant(2, 3, {1, kGrant}).error().status, Status::kNothingParked);
+  shard.host->CloseSession(2);
+  CHECK(AllZero(slots));
+  CHECK(AllZero(first.slots));
+  CHECK_EQ(shard.host->allocator().free_bytes(), shard.host->allocator().budget_bytes());
+}
+
+TEST("parked memory that is dropped, or that cannot be resumed, is scrubbed and free") {
+  Shard shard;
+  for (const bool resumed : {false, true}) {
+    const Client client = shard.Open(1);
+    std::memset(client.slots.data(), 0xa5, client.slots.bytes());
+    CHECK_EQ(shard.host->ParkSession(1, {kGrant}).size(), 1u);
+    CHECK(!AllZero(client.slots));
+    if (resumed) {
+      CHECK_EQ(shard.host->ResumeGrant(7, kGrant, {1, kGrant}).error().status, Status::kNotAllowed);
+    } else {
+      shard.host->DropParked({1, kGrant});
+    }
+    CHECK(AllZero(client.slots));
+    CHECK_EQ(shard.host->allocator().free_bytes(), shard.host->allocator().budget_bytes());
+    shard.host->DropParked({1, kGrant});
+  }
+}
+
+TEST("a shard that ends scrubs what is parked") {
+  Client client;
+  {
+    Shard shard;
+    client = shard.Open(1);
+    std::memset(client.slots.data(), 0xa5, client.slots.bytes());
+    CHECK_EQ(shard.host->ParkSession(1, {kGrant}).size(), 1u);
+  }
+  CHECK(AllZero(client.slots));
+}
+
+TEST("slots that a descriptor names which nobody had taken are empty when they are parked") {
+  Engine engine;
+  const Client client = engine.Open(1);
+  uint64_t submitted = 0;
+  for (;;) {
+    const Descriptor next = Evict(submitted % 16, submitted + 1);
+    if (client.lane->Submit(Queue::kEvict, &next, 1) == 0) break;
+    ++submitted;
+    engine.AwaitTurn();
+  }
+  // The completions have not been read, so as many as the ring holds were not taken any more.
+  const uint64_t taken = client.lane->completion_entries();
+  CHECK_EQ(submitted, taken + client.lane->ring_entries());
+  const auto session = engine.engine->Detach(1);
+  const auto table = session->TakeTable(kGrant);
+  CHECK(table != nullptr);
+  for (uint64_t evict = taken; evict < submitted; ++evict) {
+    CHECK(table->slots[evict % 16].state == proto::SlotState::kEmpty);
+    CHECK_EQ(table->slots[evict % 16].generation, evict + 1);
+  }
+  for (uint64_t evict = submitted - 16; evict < taken; ++evict) {
+    CHECK(table->slots[evict % 16].state == proto::SlotState::kStored);
+    CHECK_EQ(table->slots[evict % 16].generation, evict + 1);
+  }
+}
+
+TEST("nothing is parked of a client whose ring positions are impossible") {
+  Engine engine;
+  const Client client = engine.Open(1);
+  client.header().command_tail.store(1'000'000);
+  CHECK(engine.engine->Detach(1)->TakeTable(kGrant) == nullptr);
+  Shard shard;
+  const Client spoiler = shard.Open(1);
+  spoiler.header().evict_tail.store(1'000'000);
+  CHECK(shard.host->ParkSession(1, {kGrant}).empty());
+  CHECK_EQ(shard.host->allocator().free_bytes(), shard.host->allocator().budget_bytes());
+}
+
 TEST("a shard ends with sessions open") {
   Client client;
   {

@@ -244,6 +244,18 @@ void ForEachVector(Visitor&& visit) {
     };
     visit("the piece of refill 3 has come", value, kBytes);
   }
+  {
+    proto::SlotEntry value{};
+    value.generation = 5u;
+    value.tenant_tag = 7u;
+    value.state = 2u;
+    value.reserved = 0u;
+    static constexpr uint8_t kBytes[24] = {
+        0x05, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x07, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+        0x02, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+    };
+    visit("slot that holds generation 5 of tag 7", value, kBytes);
+  }
 }
 
 }  // namespace kvss::golden

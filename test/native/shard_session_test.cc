@@ -652,6 +652,73 @@ TEST("a grant is only removed while nothing is unfinished, and then knows nothin
   CHECK_EQ(bench.CommandStatus(bench.Refill(0, 1)), Status::kMissEmpty);
 }
 
+TEST("what the slots hold at the end goes to the next session, generations and tags with it") {
+  Bench first;
+  first.Store(0, 5, {.tenant = 7});
+  first.Store(1, 6, {.tenant = 8});
+  first.CommandStatus(first.Delete(1, 6));
+  first.session.Close(first.now);
+  CHECK_EQ(first.tally.stored_slots, 0u);
+  Bench second;
+  CHECK(second.session.RemoveGrant(kGrant).ok());
+  CHECK(second.session.AddGrant(kGrant, first.session.TakeTable(kGrant)).ok());
+  CHECK_EQ(second.tally.stored_slots, 1u);
+  CHECK_EQ(second.CommandStatus(second.Refill(0, 5, {.tenant = 8})), Status::kMissTenant);
+  CHECK_EQ(second.CommandStatus(second.Refill(0, 4, {.tenant = 7})), Status::kMissOverwritten);
+  CHECK_EQ(second.CommandStatus(second.Refill(1, 6, {.tenant = 8})), Status::kMissEmpty);
+  CHECK_EQ(second.EvictStatus(second.Evict(1, 6)), Status::kBadGeneration);
+  const uint64_t refill = second.Refill(0, 5, {.after = second.evicts, .tenant = 7});
+  CHECK(second.Runs(kSend, refill));
+  second.Done(kSend, refill);
+  second.Store(0, 7);
+}
+
+TEST("a table is taken once, and only of a grant that there is") {
+  Bench bench;
+  bench.session.Close(bench.now);
+  CHECK(bench.session.TakeTable(kGrant + 1) == nullptr);
+  CHECK(bench.session.TakeTable(kGrant) != nullptr);
+  CHECK(bench.session.TakeTable(kGrant) == nullptr);
+}
+
+TEST("an evict that is cut while its bytes come leaves a slot that is empty, and its generation used") {
+  Bench bench;
+  bench.Store(0, 1);
+  const uint64_t evict = bench.Evict(0, 4);
+  bench.session.Close(bench.now);
+  // Even where the port says that all bytes had come: nobody was told.
+  bench.Done(kReceive, evict);
+  const auto table = bench.session.TakeTable(kGrant);
+  CHECK(table->slots[0].state == proto::SlotState::kEmpty);
+  CHECK_EQ(table->slots[0].generation, 4u);
+  CHECK_EQ(table->stored, 0u);
+}
+
+TEST("what waited at the end leaves no slot that could hold something else than it says") {
+  Bench bench;
+  for (uint32_t slot = 0; slot < kSlots; ++slot) bench.Store(slot, 1 + slot);
+  bench.Evict(0, 9, {.after = 100});
+  bench.Delete(1, 2, {.after = 100});
+  bench.Refill(2, 3, {.after = 100});
+  bench.session.Close(bench.now);
+  // A driver writes its slots before it submits.
+  Descriptor untaken = Bench::Make(Opcode::kEvict, 3, 20, {});
+  bench.session.Void(untaken);
+  untaken.slot = kSlots;
+  bench.session.Void(untaken);
+  untaken.grant_id = kGrant + 1;
+  bench.session.Void(untaken);
+  const auto table = bench.session.TakeTable(kGrant);
+  CHECK(table->slots[0].state == proto::SlotState::kEmpty);
+  CHECK_EQ(table->slots[0].generation, 9u);
+  CHECK(table->slots[1].state == proto::SlotState::kEmpty);
+  CHECK_EQ(table->slots[1].generation, 2u);
+  CHECK(table->slots[2].state == proto::SlotState::kStored);
+  CHECK(table->slots[3].state == proto::SlotState::kEmpty);
+  CHECK_EQ(table->slots[3].generation, 20u);
+  CHECK_EQ(table->stored, 1u);
+}
+
 TEST("latencies are counted by the power of two that they stay below") {
   const std::pair<uint64_t, size_t> cases[] = {
       {0, 0}, {127, 0}, {128, 1}, {255, 1}, {256, 2}, {uint64_t{1} << 29, 23}, {uint64_t{1} << 40, 23}};

@@ -2,6 +2,7 @@ import type {
   DescriptorBundle,
   NativeBinding,
   NativeChannel,
+  NativeGrant,
   NativeShard,
   SessionFault,
   ShardSettings,
@@ -254,6 +255,22 @@ class KernelShard implements NativeShard {
     throw nativeFailure(Status.internal, 'not used by a driver');
   }
 
+  async parkSession(): Promise<number[]> {
+    throw nativeFailure(Status.internal, 'no driver of the simulation asks for it');
+  }
+
+  async resumeGrant(): Promise<NativeGrant> {
+    throw nativeFailure(Status.internal, 'no driver of the simulation asks for it');
+  }
+
+  async dropParked(): Promise<void> {
+    throw nativeFailure(Status.internal, 'no driver of the simulation asks for it');
+  }
+
+  async readSlots(): Promise<Uint8Array> {
+    throw nativeFailure(Status.internal, 'no driver of the simulation asks for it');
+  }
+
   async closeSession(session: number): Promise<void> {
     this.sessions.delete(session);
     this.core.closeSession(session, this.kernel.clock.nowNs);
@@ -463,6 +480,9 @@ export class Kernel {
         view.setUint32(CountersSegmentLayout.offset.magic, COUNTERS_MAGIC, true);
         view.setUint32(CountersSegmentLayout.offset.version, PROTOCOL_VERSION, true);
         return [segment];
+      },
+      splitBundle: () => {
+        throw nativeFailure(Status.internal, 'no driver of the simulation asks for it');
       },
       joinBundles: (...bundles: DescriptorBundle[]) => {
         const parts = bundles.flatMap((bundle) => (bundle as Bundle).take());

@@ -236,6 +236,8 @@ test('random bytes are a frame or one clear error', () => {
 
 const SHARD = { index: 0, domain: 0, budgetBytes: 10, freeBytes: 5, hugePages: false };
 
+const PARK = { owner: new Uint8Array(32), label: 'full', ms: 60_000 };
+
 const GOOD = {
   hello: { client: 'test' },
   welcome: { daemon: 'd', epoch: 'e', sessionId: 1, pid: 2, shards: [SHARD] },
@@ -247,6 +249,8 @@ const GOOD = {
   released: {},
   stats: {},
   statsReply: { shards: [SHARD], sessions: 0, uptimeSeconds: 0.5 },
+  slotTable: { shard: 0, grantId: 1, from: 2500, count: 2500 },
+  slotPage: { slots: new Uint8Array(24) },
   error: { status: 68, message: 'no' },
   draining: {},
 } satisfies { [Name in keyof typeof Payload]?: PayloadOf<Name> };
@@ -281,6 +285,12 @@ const WRONG: readonly (readonly [keyof typeof Payload, unknown, string])[] = [
   ['grant', { ...GOOD.grant, pieceBytes: 2 ** 30 + 1 }, 'bad grant frame: pieceBytes: '],
   ['grant', { ...GOOD.grant, grantId: 2 ** 32 }, 'bad grant frame: grantId: '],
   ['grant', { ...GOOD.grant, shard: '0' }, 'bad grant frame: shard: '],
+  ['grant', { ...GOOD.grant, park: { owner: new Uint8Array(31), label: '', ms: 1 } }, 'bad grant frame: park.owner: '],
+  ['grant', { ...GOOD.grant, park: { ...PARK, label: 'x'.repeat(65) } }, 'bad grant frame: park.label: '],
+  ['grant', { ...GOOD.grant, park: { ...PARK, ms: 0 } }, 'bad grant frame: park.ms: '],
+  ['attach', { ...GOOD.attach, resume: { grantId: 1, label: '', pieceBytes: 1 } }, 'bad attach frame: resume.secret: '],
+  ['slotTable', { ...GOOD.slotTable, count: 2501 }, 'bad slotTable frame: count: '],
+  ['slotPage', { slots: new Uint8Array(25) }, 'bad slotPage frame: slots: '],
   ['granted', { ...GOOD.granted, slotBytes: 0 }, 'bad granted frame: slotBytes: '],
   [
     'welcome',
