@@ -62,6 +62,18 @@ describe('two driver processes on one daemon', () => {
     expect((await second.finished).code).toBe(0);
   });
 
+  test('get no descriptor of memory that an engine has mapped, also where the connection could carry one', async () => {
+    using scratch = new Scratch();
+    await using daemon = await TestDaemon.start(scratch.file('s'));
+    const { client } = await ControlClient.connect(daemon.socket, 5_000);
+    await client.request('attachStream', { shard: 0, window: 8 }, 'streamAttached');
+    await client.request('attach', { shard: 1, ringEntries: 8 }, 'attached');
+    const grant = { grantId: 1, slots: 1, pieceBytes: 64 };
+    expect((await client.request('grant', { shard: 0, ...grant }, 'granted')).descriptors).toBeNull();
+    expect((await client.request('grant', { shard: 1, ...grant }, 'granted')).descriptors?.count).toBe(1);
+    client.close();
+  });
+
   test('cannot ask the daemon for, or give back, what belongs to the other', async () => {
     using scratch = new Scratch();
     await using daemon = await TestDaemon.start(scratch.file('s'), { budget: '16MiB' });
