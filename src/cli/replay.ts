@@ -10,6 +10,7 @@ import type { StreamOptions } from '../links/stream_connection.js';
 import { slotBytesOf } from '../proto/slots.js';
 import { ReplayMeter, replayTraces } from '../replay/replay.js';
 import { readTrace, type Trace, workingSetColumns } from '../replay/trace.js';
+import { recordBytesOf } from '../swdriver/column_records.js';
 import type { ModelGroup } from '../swdriver/model.js';
 import { describeModel, groupsFrom } from '../swdriver/model_config.js';
 import { SwDriver, type SwDriverOptions } from '../swdriver/sw_driver.js';
@@ -42,6 +43,8 @@ interface ReplayFlags {
   topology?: string;
   box?: string;
   refuseSpine?: boolean;
+  keyFile?: string;
+  skip: number;
   deadlineMs: number;
   speed?: number;
   json?: boolean;
@@ -132,6 +135,16 @@ export function replayCommand(): Command {
       10_000,
     )
     .option(
+      '--key-file <file>',
+      'key of the driver, at least 32 bytes: the daemons keep its columns when it dies, and it takes back what it finds there',
+    )
+    .option(
+      '--skip <requests>',
+      'begin after so many requests, e.g. those that a replay served which died',
+      integerOption(0),
+      0,
+    )
+    .option(
       '--speed <factor>',
       'keep the times of the traces, this much faster; no waiting if left out',
       positiveOption,
@@ -171,8 +184,9 @@ async function replay(paths: string[], flags: ReplayFlags): Promise<void> {
   const count = flags.daemons ?? (flags.link === 'shm' ? 1 : 2);
   const layout = layoutOf(traces, Array(count).fill(SHARES.length), flags);
   // A page more than the slots of each grant take: grants are whole pages.
+  const records = flags.keyFile === undefined ? 0 : recordBytesOf(COLUMN_TOKENS, layout.groups.length + 1);
   const budgets = slotBytesOfShards(layout.groups).map(
-    (bytes) => layout.capacityColumns * bytes + layout.groups.length * 2 ** 21,
+    (bytes) => layout.capacityColumns * (bytes + records) + (layout.groups.length + 1) * 2 ** 21,
   );
   const daemons: ChildDaemon[] = [];
   try {
@@ -210,8 +224,10 @@ function layoutOf(traces: readonly Trace[], shards: readonly number[], flags: Re
 async function run(traces: Trace[], daemons: string[], layout: Layout, flags: ReplayFlags): Promise<void> {
   const { groups } = layout;
   await using wafer = await openWafer(traces, layout, flags);
-  await using driver = await SwDriver.connect({
+  const start = flags.keyFile === undefined ? SwDriver.connect : SwDriver.resume;
+  await using driver = await start({
     daemons,
+    ...(flags.keyFile === undefined ? {} : { resume: { key: readKey(flags.keyFile) } }),
     ...streamOptions(flags),
     ...(wafer ? { carrier: wafer.remote.carrier } : {}),
     ...topologyOptions(flags, wafer?.remote),
@@ -231,6 +247,9 @@ async function run(traces: Trace[], daemons: string[], layout: Layout, flags: Re
   const which = (stripe: number) => (flags.striping === 'within' ? daemons[stripe] : 'daemons');
   driver.on('down', (stripe, reason) => console.error(`kvss: ${which(stripe)} lost: ${reason}`));
   driver.on('up', (stripe) => console.error(`kvss: ${which(stripe)} back`));
+  const { columns: found, doubtful } = driver.resumed;
+  if (found > 0) console.error(`kvss: ${formatCount(found)} columns of an earlier replay found`);
+  if (doubtful > 0) console.error(`kvss: ${formatCount(doubtful)} columns of an earlier replay not believed in`);
   const columnBytes = driver.pieceBytes.reduce((sum, bytes) => sum + bytes, 0);
   if (!flags.json) {
     const each = flags.striping === 'within' && daemons.length > 1 ? `, on each of ${daemons.length} daemons` : '';
@@ -247,7 +266,10 @@ async function run(traces: Trace[], daemons: string[], layout: Layout, flags: Re
   const meter = new ReplayMeter(driver, runtime);
   const progress = new Progress(() => `${formatCount(meter.requests)} of ${formatCount(total)} requests`);
   try {
-    await replayTraces(traces, meter, flags.speed);
+    await replayTraces(traces, meter, {
+      ...(flags.speed === undefined ? {} : { speed: flags.speed }),
+      skip: flags.skip,
+    });
   } finally {
     progress.stop();
   }
@@ -348,6 +370,14 @@ function chooseGroups(flags: ReplayFlags, columns: number, shards: number): read
 function describeGroup({ name, windowTokens, bytesPerToken }: ModelGroup): string {
   const window = windowTokens === undefined ? '' : ` with a window of ${windowTokens} tokens`;
   return `${name} of ${bytesPerToken.join(' + ')} bytes a token${window}`;
+}
+
+function readKey(path: string): Uint8Array {
+  try {
+    return readFileSync(path);
+  } catch (cause) {
+    throw localError('KVSS_BAD_INPUT', `cannot read ${path}: ${messageOf(cause)}`, cause);
+  }
 }
 
 function readJson(path: string): unknown {

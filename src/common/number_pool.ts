@@ -33,6 +33,18 @@ export class NumberPool {
     return number;
   }
 
+  /** Takes numbers out that are free, for owners who have them already. */
+  remove(numbers: ReadonlySet<number>): void {
+    let kept = 0;
+    for (let index = 0; index < this.#freeCount; index += 1) {
+      const number = this.#free[index] as number;
+      if (numbers.has(number)) continue;
+      this.#free[kept] = number;
+      kept += 1;
+    }
+    this.#freeCount = kept;
+  }
+
   hold(number: number): void {
     this.#holders[number] = (this.#holders[number] as number) + 1;
   }

@@ -34,6 +34,12 @@ export class ColumnLedger {
     this.#usedAt[node] = now;
   }
 
+  /** The column is older than it seemed: it was stored, and used last, at this time. */
+  backdate(node: Node, at: number): void {
+    this.#storedAt[node] = at;
+    this.#usedAt[node] = at;
+  }
+
   /** A prompt has used the first columns of a path. */
   use(path: readonly Node[], columns: number, now: number): void {
     const usedAt = this.#usedAt;

@@ -9,6 +9,7 @@ import type { BatchOutcome, StripeGroup } from './stripe_group.js';
 import type { Tenant } from './tenant.js';
 
 const NO_PLACE = -1;
+const UNENTERED = { dead: false, recorded: false, tokens: undefined, spelling: '' };
 const NOTHING_SENT: Promise<BatchOutcome> = Promise.resolve(new Uint16Array(0));
 
 /** A place for the part of one group of a column. The slot is ours until letGo. */
@@ -36,6 +37,11 @@ export interface Claim {
   parts: ClaimedPart[];
   /** Its slots have been given back without the column ever having been in the map. */
   dead: boolean;
+  /** Whether the driver's record of the column is sent with it: not before the column is in the map. */
+  recorded: boolean;
+  /** Tokens of the column, and what it holds besides them; once it is in the map. */
+  tokens: Uint32Array | undefined;
+  spelling: string;
 }
 
 /** Whether a prompt ends so near behind a column that it needs the column's part of a group. */
@@ -86,7 +92,7 @@ export class ColumnWriter {
       index,
       generation,
       parts,
-      dead: false,
+      ...UNENTERED,
     };
     return this.#claimWindows(source, claim, needed) ?? claim;
   }
@@ -107,7 +113,7 @@ export class ColumnWriter {
       index,
       generation: core.nextGeneration(),
       parts: [],
-      dead: false,
+      ...UNENTERED,
     };
     const busy = this.#claimWindows(source, claim, needed);
     return busy ?? (claim.parts.length > 0 ? claim : undefined);
@@ -126,6 +132,42 @@ export class ColumnWriter {
     claim.serial = map.serial(claim.node);
     for (const { group, slot } of parts.slice(1)) map.addPart(claim.node, group, slot, generation);
     core.entered(claim.node, this.root, low, high);
+    if (core.recordGroup < 0) return;
+    const from = index * map.columnTokens;
+    claim.tokens = tokens.subarray(from, from + map.columnTokens);
+    claim.spelling = spelling;
+    claim.recorded = true;
+  }
+
+  /** Makes a record of a column that was written before it was in the map. Nobody waits for it. */
+  async record(claim: Claim): Promise<void> {
+    const { core } = this;
+    const group = core.recordGroup;
+    const part = partOf(claim.parts, group);
+    if (!part) return;
+    const owner = claim.stripe.groups[group] as StripeGroup;
+    const { epoch } = owner;
+    const place = owner.takePlace(part.slot);
+    // Without a record the column is served all the same, and lost when the driver dies.
+    if (place === undefined) return;
+    this.#writeRecord(claim, { ...part, place });
+    const finished = this.#sendGroup(
+      owner,
+      group,
+      [{ ...claim, parts: [{ ...part, place }] }],
+      core.settings.deadlineMs,
+      false,
+    );
+    owner.givePlace(place, epoch);
+    await finished;
+  }
+
+  /** Writes the record of a column to where it is sent from. */
+  #writeRecord(claim: Claim, { group, place, slot }: ClaimedPart): void {
+    const { core } = this;
+    const [piece] = (claim.stripe.groups[group] as StripeGroup).pieces(place);
+    if (piece && claim.tokens)
+      core.writeRecord(piece, slot, claim.node, claim.index, claim.tokens, claim.spelling, claim.parts);
   }
 
   /** Whether the claimed places are still this column's: a shard that dies takes them away. */
@@ -172,7 +214,7 @@ export class ColumnWriter {
       if (!this.#canLack(claim, index)) return false;
       index -= 1;
     }
-    return claim.parts.length > 0;
+    return this.#isWritten(claim);
   }
 
   /** Sends written columns of one stripe. Resolves with those that every shard has stored; gives the others up. */
@@ -310,9 +352,16 @@ export class ColumnWriter {
     for (let index = from; ; ) {
       if (await written) index += 1;
       else if (!this.#canLack(claim, index)) return false;
-      if (index >= claim.parts.length) return claim.parts.length > 0;
+      if (index >= claim.parts.length) return this.#isWritten(claim);
       written = this.#writePart(source, claim, claim.parts[index] as ClaimedPart);
     }
+  }
+
+  /** The runtime has written all parts that it has: the record says which. */
+  #isWritten(claim: Claim): boolean {
+    const record = claim.recorded && this.holds(claim) ? partOf(claim.parts, this.core.recordGroup) : undefined;
+    if (record) this.#writeRecord(claim, record);
+    return claim.parts.length > 0;
   }
 
   /** Takes a part out of a claim that the column can do without. Answers false where it cannot. */
@@ -336,8 +385,8 @@ export class ColumnWriter {
   /** Answers whether the runtime had the part. */
   #writePart(source: PieceSource, claim: Claim, { group, place }: ClaimedPart): boolean | Promise<boolean> {
     const owner = claim.stripe.groups[group] as StripeGroup;
-    // It lies where it is sent from.
-    if (owner.placedByRuntime) return true;
+    // It lies where it is sent from, or it is not the runtime's.
+    if (owner.placedByRuntime || group === this.core.recordGroup) return true;
     const ref = this.#refOf(claim.index, group, claim.generation);
     const pieces = owner.pieces(place);
     if ('write' in source) return source.write(ref, pieces);
@@ -373,9 +422,9 @@ export class ColumnWriter {
     const generations = new Float64Array(claims.length);
     let items = 0;
     for (let item = 0; item < claims.length; item += 1) {
-      const { parts, generation } = claims[item] as Claim;
+      const { parts, generation, recorded } = claims[item] as Claim;
       const part = partOf(parts, group);
-      if (!part) continue;
+      if (!part || (group === this.core.recordGroup && !recorded)) continue;
       slots[items] = part.slot;
       places[items] = part.place;
       generations[items] = generation;
@@ -406,6 +455,7 @@ export class ColumnWriter {
       let failed: ClaimedPart[] | undefined;
       for (let index = 0; index < claim.parts.length; index += 1) {
         const part = claim.parts[index] as ClaimedPart;
+        if (part.group === core.recordGroup && !claim.recorded) continue;
         const item = next[part.group] as number;
         next[part.group] = item + 1;
         if (outcomes[part.group]?.[item] === Status.ok) continue;

@@ -1,12 +1,13 @@
 import type { Clock } from '../common/clock.js';
-import type { Connector, DaemonConnection } from '../links/link.js';
+import type { Connector, DaemonConnection, SlotTable } from '../links/link.js';
 import { DescriptorFlag, Opcode } from '../proto/generated.js';
 import { Accounting } from './accounting/accounting.js';
 import { publish } from './accounting/channels.js';
 import type { ColumnState } from './accounting/column_history.js';
 import { MissTally } from './accounting/miss_cause.js';
-import type { PromptFingerprints } from './accounting/prompt_fingerprints.js';
+import { hashText, type PromptFingerprints } from './accounting/prompt_fingerprints.js';
 import { ColumnLedger } from './column_ledger.js';
+import { type ColumnRecord, ColumnRecords, type RecordedPart } from './column_records.js';
 import { type DriverStats, type GroupStats, noStats } from './driver_stats.js';
 import type { EvictionPolicy } from './eviction_policy.js';
 import { Expiry } from './expiry.js';
@@ -34,6 +35,10 @@ export interface DriverCoreSettings {
   readonly model: string;
   /** Longest that an expired column stays after its time, in milliseconds, before the shards are told to scrub it. */
   readonly expiryTickMs: number;
+  /** How records of columns are written, where the driver keeps any. */
+  readonly records: ColumnRecords | undefined;
+  /** Milliseconds since 1970: what is written down outlives the driver's clock. */
+  readonly wallNow: () => number;
 }
 
 /** Why columns go. */
@@ -80,11 +85,15 @@ export class DriverCore implements HitHost {
   readonly #windowGroups: readonly number[];
   readonly #requiredWindows: readonly number[];
   readonly #wholeGroups: number;
+  /** Number of the group that holds the driver's records of columns; -1 without any. */
+  readonly recordGroup: number;
   /** Bytes of a column in the groups that keep whole prefixes. */
   readonly #wholeBytes: number;
   readonly #expiry: Expiry;
   /** Tenants by the negated root of a namespace. */
   readonly #tenants: (Tenant | undefined)[] = [];
+  /** Adapters likewise. */
+  readonly #adapters: string[] = [];
   #generation = 0;
   /** Pinned hits in the order of their deadlines, which is the order of their making. */
   readonly #hits = new Set<Hit>();
@@ -98,6 +107,7 @@ export class DriverCore implements HitHost {
     this.#map = this.#emptyMap(0);
     const { groups } = settings;
     this.#wholeGroups = groups.filter(({ keepsAll }) => keepsAll).length;
+    this.recordGroup = groups.findIndex(({ internal }) => internal);
     this.#windowGroups = [...groups.keys()].slice(this.#wholeGroups);
     this.#requiredWindows = [...groups.keys()].filter((index) => needsWindow(groups[index] as Group));
     this.groupStats = groups.map(({ name }) => ({
@@ -136,7 +146,7 @@ export class DriverCore implements HitHost {
   checkEnds(ends: PieceSource | PieceSink): void {
     checkEnds(
       ends,
-      Math.min(...this.settings.places),
+      Math.min(...this.settings.places.filter((_, group) => group !== this.recordGroup)),
       this.stripes.some((stripe) => stripe.groups.some((group) => group.placedByRuntime)),
     );
   }
@@ -224,10 +234,11 @@ export class DriverCore implements HitHost {
   }
 
   /** A tenant has a namespace. */
-  adopt(tenant: Tenant, namespace: string): Node {
+  adopt(tenant: Tenant, namespace: string, adapter: string): Node {
     const root = this.#map.root(namespace);
     if (this.#tenants[-root] === undefined) {
       this.#tenants[-root] = tenant;
+      this.#adapters[-root] = adapter;
       tenant.roots.push(root);
     }
     return root;
@@ -393,6 +404,8 @@ export class DriverCore implements HitHost {
   dropPart(node: Node, group: number): void {
     const stripe = this.#stripeOf(node);
     this.#windows[stripe.index]?.[group]?.remove(node);
+    const record = this.#recordInPlace(node);
+    if (record) ColumnRecords.strikePart(record, group);
     this.#charge(node, group, -1);
     this.#map.dropPart(node, group);
     (stripe.groups[group] as StripeGroup).giveSlot(this.#map.slot(node, group));
@@ -517,9 +530,19 @@ export class DriverCore implements HitHost {
     if (tenant) tenant.storedBytes += sign * (this.#columnBytes[group] as number);
   }
 
-  /** A column goes: remembers why, for lookups that will miss it. */
+  /** The record of a column, where it lies in memory of this process. */
+  #recordInPlace(node: Node): Uint8Array | undefined {
+    const group = this.recordGroup;
+    if (group < 0 || !this.#map.hasPart(node, group)) return undefined;
+    return this.#stripeOf(node).groups[group]?.slotInPlace(this.#map.slot(node, group));
+  }
+
+  /** A column goes: strikes its record out, and remembers why, for lookups that will miss it. */
   #remember(node: Node, reason: Reason): void {
     const { ledger, accounting } = this;
+    const record = this.#recordInPlace(node);
+    // Before its slots can be written again: whoever finds the record must not believe that they hold the column.
+    if (record) ColumnRecords.strike(record);
     // What was never to be found has not been lost to anybody.
     if (!this.#map.isStored(node)) return;
     const owner = -ledger.root(node);
@@ -529,10 +552,145 @@ export class DriverCore implements HitHost {
     if (tenant && reason !== 'expired' && reason !== 'lost') tenant.account.columnsDeleted += 1;
   }
 
-  close(): void {
+  /** Writes the record of a column that is in the map. */
+  writeRecord(
+    piece: Uint8Array,
+    slot: number,
+    node: Node,
+    index: number,
+    tokens: Uint32Array,
+    spelling: string,
+    parts: readonly RecordedPart[],
+  ): void {
+    const { map, ledger } = this;
+    const tenant = this.#tenants[-ledger.root(node)];
+    if (!tenant) return;
+    const parent = map.parent(node);
+    this.settings.records?.write(piece, map.stripe(node), slot, {
+      isolationId: tenant.isolationId,
+      adapter: this.#adapters[-ledger.root(node)] ?? '',
+      index,
+      generation: map.generation(node),
+      parentGeneration: map.isRoot(parent) ? 0 : map.generation(parent),
+      storedAtMs: this.settings.wallNow(),
+      tokens,
+      spelling,
+      parts: parts.filter(({ group }) => group !== this.recordGroup),
+    });
+  }
+
+  /**
+   * Enters what is left of an earlier driver in the map: columns with a record that is sound and that agrees with what the
+   * shards say of their slots, in every group that every column needs, and that continue another such column. `slots`: what
+   * the slots of each group hold, shard by shard. `place`: who a record belongs to.
+   */
+  async recover(
+    stripe: Stripe,
+    slots: readonly (readonly SlotTable[])[],
+    place: (record: ColumnRecord) => { tenant: Tenant; root: Node; extra: number } | undefined,
+  ): Promise<{ columns: number; doubtful: number }> {
+    const { map } = this;
+    const found = await this.#readRecords(stripe, slots[this.recordGroup] ?? []);
+    // What a column continues was stored before it.
+    found.records.sort((a, b) => a.record.generation - b.record.generation);
+    const nodes = new Map<number, Node>();
+    const kept = stripe.groups.map(() => new Set<number>());
+    let columns = 0;
+    for (const { record, slot } of found.records) {
+      const { generation, parentGeneration, index, tokens, spelling } = record;
+      const owner = place(record);
+      const parent = parentGeneration === 0 ? owner?.root : nodes.get(parentGeneration);
+      if (!owner || parent === undefined || (parentGeneration === 0) !== (index === 0)) continue;
+      if (!map.isRoot(parent) && this.ledger.root(parent) !== owner.root) continue;
+      const parts = soundParts(record, slots, owner.tenant.tag, kept);
+      if (!parts || !this.#coversWhole(parts)) continue;
+      const existing = map.child(parent, tokens, 0, map.contents.find(spelling));
+      if (existing !== NONE) {
+        // Stored twice, and both are whole: what continues either continues the one that is there.
+        nodes.set(generation, existing);
+        continue;
+      }
+      if (map.size >= map.capacity) break;
+      const all = [...parts, { group: this.recordGroup, slot }];
+      const first = all.find(({ group }) => group === 0) as RecordedPart;
+      const node = map.insert(parent, tokens, 0, stripe.index, first.slot, generation, spelling);
+      for (const part of all) {
+        if (part.group !== 0) map.addPart(node, part.group, part.slot, generation);
+        kept[part.group]?.add(part.slot);
+      }
+      this.#enterRecovered(node, parent, owner, record);
+      nodes.set(generation, node);
+      columns += 1;
+    }
+    for (const [group, used] of kept.entries()) stripe.groups[group]?.keep(used);
+    for (const table of slots.flat())
+      for (const each of table.generations) this.#generation = Math.max(this.#generation, each);
+    return { columns, doubtful: found.held - columns };
+  }
+
+  #enterRecovered(
+    node: Node,
+    parent: Node,
+    { root, extra }: { root: Node; extra: number },
+    { tokens, spelling, storedAtMs }: ColumnRecord,
+  ): void {
+    const { map, ledger, accounting, settings } = this;
+    const [low, high] = map.isRoot(parent) ? [0, 0] : [ledger.low(parent), ledger.high(parent)];
+    const halves = new Uint32Array(2);
+    accounting.fingerprint.chain(low, high, tokens, 0, tokens.length, extra ^ hashText(spelling), halves);
+    this.entered(node, root, halves[0] as number, halves[1] as number);
+    // A clock that was set back must not make a column younger than it is.
+    const ageMs = Math.max(0, settings.wallNow() - storedAtMs);
+    ledger.backdate(node, this.clock.now() - ageMs);
+    for (const group of this.#windowGroups) {
+      if (!map.hasPart(node, group)) continue;
+      map.confirmPart(node, group);
+      this.windowOf(node, group).add(node, true);
+    }
+    map.publish(node);
+    this.published(node);
+  }
+
+  /** Whether parts are there of all groups that every column needs, but for the record itself. */
+  #coversWhole(parts: readonly RecordedPart[]): boolean {
+    for (let group = 0; group < this.#wholeGroups; group += 1) {
+      if (group !== this.recordGroup && !parts.some((part) => part.group === group)) return false;
+    }
+    return true;
+  }
+
+  /** All records that can be read. `held`: slots that hold something. */
+  async #readRecords(
+    stripe: Stripe,
+    [table]: readonly SlotTable[],
+  ): Promise<{ records: { record: ColumnRecord; slot: number }[]; held: number }> {
+    const records: { record: ColumnRecord; slot: number }[] = [];
+    const group = stripe.groups[this.recordGroup];
+    const codec = this.settings.records;
+    let held = 0;
+    if (!table || !group || !codec) return { records, held };
+    const byTag = new Map<bigint, number[]>();
+    for (let slot = 0; slot < table.holds.length; slot += 1) {
+      if (table.holds[slot] !== 1) continue;
+      held += 1;
+      const tag = table.tenantTags[slot] as bigint;
+      const list = byTag.get(tag);
+      if (list) list.push(slot);
+      else byTag.set(tag, [slot]);
+    }
+    for (const [tag, slots] of byTag) {
+      await group.readSlots(slots, table.generations, tag, this.settings.deadlineMs, (slot, [piece]) => {
+        const record = piece && codec.read(piece, stripe.index, slot, table.generations[slot] as number);
+        if (record) records.push({ record, slot });
+      });
+    }
+    return { records, held };
+  }
+
+  close(park = false): void {
     this.#cancelSweep?.();
     this.#expiry.close();
-    for (const stripe of this.stripes) stripe.close();
+    for (const stripe of this.stripes) stripe.close(park);
   }
 
   #discard(node: Node, reason: Reason): void {
@@ -613,6 +771,31 @@ export class DriverCore implements HitHost {
       this.#sweepLater();
     });
   }
+}
+
+/**
+ * Parts of a recorded column of which the shards say that they hold them: of this generation and this tenant, and nobody
+ * else's. Undefined where two records claim one slot.
+ */
+function soundParts(
+  { parts, generation }: ColumnRecord,
+  slots: readonly (readonly SlotTable[])[],
+  tag: bigint,
+  taken: readonly ReadonlySet<number>[],
+): RecordedPart[] | undefined {
+  const sound: RecordedPart[] = [];
+  for (const part of parts) {
+    const tables = slots[part.group];
+    if (!tables || taken[part.group]?.has(part.slot)) return undefined;
+    const holds = tables.every(
+      (table) =>
+        table.holds[part.slot] === 1 &&
+        table.generations[part.slot] === generation &&
+        table.tenantTags[part.slot] === tag,
+    );
+    if (holds) sound.push(part);
+  }
+  return sound;
 }
 
 /** Whether a hit needs parts of a group that not every column has. */

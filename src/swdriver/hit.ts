@@ -233,6 +233,7 @@ export class Hit implements Disposable {
     const { groups } = this.core.settings;
     let columns = this.columns;
     for (let group = 0; group < groups.length && groups[group]?.keepsAll; group += 1) {
+      if (groups[group]?.internal) continue;
       for (;;) {
         const from = Math.max(0, columns - (groups[group] as Group).windowColumns);
         const reached = await this.#refillGroup(group, from, columns, sink, budget, transfers);

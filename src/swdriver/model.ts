@@ -52,6 +52,8 @@ export interface Group {
   readonly required: boolean;
   /** Whether every column takes a slot of the group, so that its prefixes are always whole. */
   readonly keepsAll: boolean;
+  /** Whether it is the driver's own, and runtimes do not hear of it. */
+  readonly internal: boolean;
   /** Slots where there is memory for so many columns. */
   slotsFor(columns: number): number;
 }
@@ -76,6 +78,7 @@ export function groupsOf(model: Model): Group[] {
   for (const [index, group] of described.entries()) {
     const { name, bytesPerToken, windowTokens, capacityShare } = group;
     const at = key(index);
+    if (name === RECORDS) throw bad(`${at}name: '${name}' is the driver's own`);
     if (name === '' || described.findIndex((other) => other.name === name) !== index) {
       throw bad(`${at}name: '${name}' is empty or there twice`);
     }
@@ -120,12 +123,34 @@ export function groupsOf(model: Model): Group[] {
       windowColumns,
       required,
       keepsAll,
+      internal: false,
       slotsFor: (columns: number) =>
         keepsAll ? columns : Math.min(columns, Math.max(least, Math.ceil(columns * share))),
     };
   });
   // What every column has comes first.
   return [...groups.filter(({ keepsAll }) => keepsAll), ...groups.filter(({ keepsAll }) => !keepsAll)];
+}
+
+/** The name of no group that a model may have. */
+const RECORDS = '#records';
+
+/** Groups with one more, in which the driver keeps a record of each column on the first shard. */
+export function withRecords(groups: readonly Group[], recordBytes: number): Group[] {
+  const shards = groups[0]?.pieceBytes.length ?? 0;
+  const bytes = Array.from({ length: shards }, (_, shard) => (shard === 0 ? recordBytes : 0));
+  const records: Group = {
+    name: RECORDS,
+    bytesPerToken: bytes,
+    pieceBytes: bytes,
+    windowColumns: Number.POSITIVE_INFINITY,
+    required: true,
+    keepsAll: true,
+    internal: true,
+    slotsFor: (columns) => columns,
+  };
+  const whole = groups.filter(({ keepsAll }) => keepsAll).length;
+  return [...groups.slice(0, whole), records, ...groups.slice(whole)];
 }
 
 /**

@@ -1,5 +1,5 @@
 import { localError } from '../common/errors.js';
-import { PromptFingerprints } from './accounting/prompt_fingerprints.js';
+import { hashText, PromptFingerprints } from './accounting/prompt_fingerprints.js';
 import { type Claim, ColumnWriter } from './column_writer.js';
 import { type ContentSpan, SpanList } from './contents.js';
 import type { DriverCore } from './driver_core.js';
@@ -78,12 +78,13 @@ export class Sequence {
     private readonly core: DriverCore,
     private readonly tenant: Tenant,
     namespace: string,
-    /** What its namespace differs in from those of other tenants, as a number: the adapter. */
-    extra: number,
+    adapter: string,
   ) {
-    this.#root = core.adopt(tenant, namespace);
+    this.#root = core.adopt(tenant, namespace, adapter);
     this.#writer = new ColumnWriter(core, tenant, this.#root);
-    this.#fingerprints = new PromptFingerprints(extra, (column) => hashText(this.#spans?.spellingOf(column) ?? ''));
+    this.#fingerprints = new PromptFingerprints(hashText(adapter), (column) =>
+      hashText(this.#spans?.spellingOf(column) ?? ''),
+    );
     this.#tip = this.#root;
     this.#tipSerial = 0;
   }
@@ -455,6 +456,7 @@ export class Sequence {
       }
       this.#enter(claim, this.#tokens);
       this.#writer.publish(claim);
+      void this.#writer.record(claim);
       stats.columnsEvicted += 1;
       this.#setTip(claim.node, claim.index + 1);
     }
@@ -552,11 +554,4 @@ export class Sequence {
   #checkOpen(): void {
     if (this.#closed) throw localError('KVSS_CLOSED', 'the sequence is closed');
   }
-}
-
-/** A number for a text, 32 bits; it only ever tells figures apart. */
-export function hashText(text: string): number {
-  let hash = text === '' ? 0 : 0x811c9dc5;
-  for (let index = 0; index < text.length; index += 1) hash = Math.imul(hash ^ text.charCodeAt(index), 0x01000193);
-  return hash;
 }

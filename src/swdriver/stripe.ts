@@ -1,6 +1,6 @@
 import type { Clock } from '../common/clock.js';
 import { KvssError, localError } from '../common/errors.js';
-import type { Connector, DaemonConnection } from '../links/link.js';
+import type { Connector, DaemonConnection, SlotTable } from '../links/link.js';
 import { MAX_SLOTS_PER_GRANT, Status } from '../proto/generated.js';
 import { type Reached, StripeGroup, type StripeGroupSettings } from './stripe_group.js';
 
@@ -107,21 +107,46 @@ export class Stripe {
     return true;
   }
 
+  /**
+   * Connects to all shards with the memory that a driver left behind. Answers what the slots of each group hold, shard by
+   * shard; undefined where not all of it is there: what there was is scrubbed then, and open() is the way.
+   */
+  async resume(secret: Uint8Array): Promise<SlotTable[][] | undefined> {
+    const tables: SlotTable[][] = [];
+    const reached: Reached[] = [];
+    let complete = false;
+    try {
+      await this.#reachAll(reached);
+      // All of them before any memory is asked for: parked memory makes room for whoever asks.
+      for (const [index, group] of this.groups.entries()) {
+        const slots = await group.resume(reached[index] as Reached, secret);
+        if (!slots) return undefined;
+        tables.push(slots);
+      }
+      complete = !this.#closed && !endedMeanwhile(reached);
+    } finally {
+      if (!complete) {
+        for (const group of this.groups) group.stop()();
+        await Promise.all(reached.flatMap(({ connections }) => connections.map((connection) => connection.close())));
+      }
+    }
+    if (!complete) return undefined;
+    this.#up = true;
+    this.events.up(this);
+    return tables;
+  }
+
   /** Connects to all shards and gets memory. Rejects with the reason where one of them cannot. */
   async open(): Promise<void> {
     const reached: Reached[] = [];
     try {
-      // Each group has a session of its own with every daemon: grants, queues and counters that are its own.
-      for (const _ of this.groups) reached.push(await this.#reach());
-      for (const [index, connection] of (reached[0] as Reached).connections.entries()) {
-        this.events.connected?.(this.settings.address.daemons[index] as string, connection);
-      }
+      await this.#reachAll(reached);
       const slots = this.#share(reached);
       for (const [index, group] of this.groups.entries()) {
         await group.attach(reached[index] as Reached, slots[index] as number);
       }
       if (this.#closed) throw localError('KVSS_CLOSED', 'the driver was closed');
-      if (reached.some(({ connections }) => connections.some((connection) => connection.ended))) {
+      if (endedMeanwhile(reached)) {
         throw localError('KVSS_UNREACHABLE', 'a daemon went while the others were being connected');
       }
       this.#up = true;
@@ -148,10 +173,19 @@ export class Stripe {
     });
   }
 
-  close(): void {
+  /** Leaves the shards. `park`: what they hold is to be kept for a while; see SwDriver.resume. */
+  close(park = false): void {
     this.#closed = true;
     this.#cancelRetry?.();
-    this.#fall('the driver was closed');
+    this.#fall('the driver was closed', park);
+  }
+
+  /** A session of its own with every daemon for each group: grants, queues and counters that are the group's alone. */
+  async #reachAll(reached: Reached[]): Promise<void> {
+    for (const _ of this.groups) reached.push(await this.#reach());
+    for (const [index, connection] of (reached[0] as Reached).connections.entries()) {
+      this.events.connected?.(this.settings.address.daemons[index] as string, connection);
+    }
   }
 
   async #reach(): Promise<Reached> {
@@ -209,10 +243,10 @@ export class Stripe {
     return groups.map((group) => group.slotsFor(least));
   }
 
-  #fall(reason: string): void {
+  #fall(reason: string, park = false): void {
     if (!this.#up) return;
     this.#up = false;
-    const settle = this.groups.map((group) => group.stop());
+    const settle = this.groups.map((group) => group.stop(park));
     try {
       // The map forgets first: what is told about the batches must find it so.
       this.events.down(this, reason);
@@ -223,3 +257,6 @@ export class Stripe {
     }
   }
 }
+
+const endedMeanwhile = (reached: readonly Reached[]): boolean =>
+  reached.some(({ connections }) => connections.some((connection) => connection.ended));

@@ -1,7 +1,16 @@
 import type { Clock } from '../common/clock.js';
 import { localError } from '../common/errors.js';
 import { NumberPool } from '../common/number_pool.js';
-import type { CompletionHandler, DaemonConnection, OperationBatch, PlaceMemory, ShardLink } from '../links/link.js';
+import type {
+  CompletionHandler,
+  DaemonConnection,
+  LinkRequest,
+  OperationBatch,
+  Park,
+  PlaceMemory,
+  ShardLink,
+  SlotTable,
+} from '../links/link.js';
 import { MAX_OPERATION_TIMEOUT_US, Opcode, Status } from '../proto/generated.js';
 
 export interface StripeGroupSettings {
@@ -18,6 +27,8 @@ export interface StripeGroupSettings {
   readonly silenceMs: number;
   /** Longest that a call looks for its completions before it lets the event loop wait for them; see SwDriverOptions. */
   readonly spinUs: number;
+  /** Has the daemons keep the memory where the driver dies, under a name that is the group's alone. */
+  readonly park?: Park & { readonly label: string };
 }
 
 /** How a batch ended: the status of each item, the worst of all shards. */
@@ -104,6 +115,8 @@ const LATENESS = 8;
 /** Calls look for their completions at least this long: an engine that is awake takes no longer. */
 const LEAST_SPIN_US = 5;
 const NO_BYTES = new Uint8Array(0);
+/** Slots that readSlots asks for together. */
+const MOST_READ_AT_ONCE = 1024;
 
 /** Sessions with the daemons of a stripe, in their order, and one shard of all of them after the other. */
 export interface Reached {
@@ -196,20 +209,101 @@ export class StripeGroup {
 
   /** Gets memory for so many columns. Rejects with the reason where a shard has none; connections stay the caller's. */
   async attach({ connections, shards }: Reached, slots: number): Promise<void> {
-    const { pieceBytes, ringEntries, regions } = this.settings;
     const links = await Promise.all(
       this.#members.map((member) => {
         const { connection, index } = shards[member] as Reached['shards'][number];
-        return connection.openLink({
-          shard: index,
-          member,
-          slots,
-          pieceBytes: pieceBytes[member] as number,
-          ringEntries,
-          ...(regions ? { memory: regions[member] as PlaceMemory } : {}),
-        });
+        return connection.openLink(this.#requestFor(member, index, slots));
       }),
     );
+    this.#adoptAll(connections, links);
+  }
+
+  /**
+   * Takes the memory back that a driver with the same key left behind. Answers what the slots hold, for each shard that holds
+   * any of the group; undefined where not all of it is there, and then connections have to be closed.
+   */
+  async resume({ connections, shards }: Reached, secret: Uint8Array): Promise<SlotTable[] | undefined> {
+    const links: ShardLink[] = [];
+    const tables: SlotTable[] = [];
+    for (const member of this.#members) {
+      const { connection, index } = shards[member] as Reached['shards'][number];
+      const resumed = await connection.resumeLink?.({ ...this.#requestFor(member, index, 0), secret });
+      if (!resumed) return undefined;
+      links.push(resumed.link);
+      tables.push(resumed.slots);
+    }
+    if (links.some(({ slots }) => slots !== links[0]?.slots)) return undefined;
+    this.#adoptAll(connections, links);
+    return tables;
+  }
+
+  /**
+   * Shows what slots hold that a tenant's evicts wrote, as far as it comes by the deadline. Nothing else may be going on. The
+   * bytes are void after `show` has returned.
+   */
+  async readSlots(
+    slots: readonly number[],
+    generations: Float64Array,
+    tenantTag: bigint,
+    deadlineMs: number,
+    show: (slot: number, pieces: readonly Uint8Array[]) => void,
+  ): Promise<void> {
+    if (this.#inPlace) {
+      for (const slot of slots) show(slot, this.pieces(slot));
+      return;
+    }
+    for (let from = 0; from < slots.length; ) {
+      const places: number[] = [];
+      while (from + places.length < slots.length && places.length < MOST_READ_AT_ONCE) {
+        const place = this.#places.take();
+        if (place === undefined) break;
+        places.push(place);
+      }
+      if (places.length === 0) return;
+      const some = slots.slice(from, from + places.length);
+      const { epoch } = this;
+      const outcome = await this.run({
+        opcode: Opcode.refill,
+        flags: 0,
+        slots: Uint32Array.from(some),
+        places: Uint32Array.from(places),
+        generations: Float64Array.from(some, (slot) => generations[slot] as number),
+        tenantTag,
+        deadlineMs,
+      });
+      if (epoch !== this.epoch) return;
+      for (const [item, slot] of some.entries()) {
+        if (outcome[item] === Status.ok) show(slot, this.pieces(places[item] as number));
+      }
+      for (const place of places) this.givePlace(place, epoch);
+      from += places.length;
+    }
+  }
+
+  /** Slots that hold columns already. */
+  keep(slots: ReadonlySet<number>): void {
+    this.#slots.remove(slots);
+  }
+
+  /** The memory of a slot on the first shard that holds any of the group, where it is in this process. */
+  slotInPlace(slot: number): Uint8Array | undefined {
+    return this.#inPlace ? this.#links[0]?.piece(slot) : undefined;
+  }
+
+  #requestFor(member: number, shard: number, slots: number): LinkRequest {
+    const { pieceBytes, ringEntries, regions, park } = this.settings;
+    return {
+      shard,
+      member,
+      slots,
+      pieceBytes: pieceBytes[member] as number,
+      ringEntries,
+      ...(regions ? { memory: regions[member] as PlaceMemory } : {}),
+      ...(park ? { park, label: park.label } : {}),
+    };
+  }
+
+  #adoptAll(connections: DaemonConnection[], links: ShardLink[]): void {
     if (links.some((link) => link.inPlace !== links[0]?.inPlace)) {
       throw localError('KVSS_BAD_INPUT', 'a column cannot lie across shards in place and shards over streams');
     }
@@ -220,7 +314,7 @@ export class StripeGroup {
    * Leaves the shards: everything on them is lost. The answer is to be called when nobody can find it any more; it ends
    * everything in flight as a miss.
    */
-  stop(): () => void {
+  stop(park = false): () => void {
     this.#payloadBytesBefore = this.payloadBytes;
     this.#links = [];
     this.#backlogs = [];
@@ -228,7 +322,7 @@ export class StripeGroup {
     this.#slots = new NumberPool(0);
     this.#places = new NumberPool(0);
     this.#epoch += 1;
-    const closed = Promise.all(this.#connections.splice(0).map((connection) => connection.close()));
+    const closed = Promise.all(this.#connections.splice(0).map((connection) => connection.close({ park })));
     const lost = [...this.#batches.values()];
     this.#batches.clear();
     return () => {

@@ -9,14 +9,24 @@ import { parseStreamAddress } from '../links/stream_address.js';
 import type { DriverReport } from '../proto/frames.js';
 import { publish } from './accounting/channels.js';
 import { collectInto, type DriverMetricsSource } from './accounting/driver_metrics.js';
+import { hashText } from './accounting/prompt_fingerprints.js';
 import type { CurvePoint } from './accounting/what_if.js';
+import { ColumnRecords, ownerKeysOf, recordBytesOf } from './column_records.js';
 import { DriverCore } from './driver_core.js';
 import type { DriverStats, GroupStats } from './driver_stats.js';
 import { type EvictionPolicy, lru } from './eviction_policy.js';
-import { DEFAULT_COLUMN_TOKENS, type Group, groupsOf, type Model, modelPartOf, namespaceOf } from './model.js';
+import {
+  DEFAULT_COLUMN_TOKENS,
+  type Group,
+  groupsOf,
+  type Model,
+  modelPartOf,
+  namespaceOf,
+  withRecords,
+} from './model.js';
 import type { ColumnMemory } from './runtime.js';
-import { hashText, Sequence } from './sequence.js';
-import type { GroupSettings } from './stripe.js';
+import { Sequence } from './sequence.js';
+import type { GroupSettings, Stripe } from './stripe.js';
 import { Tenant } from './tenant.js';
 import { TenantPolicies } from './tenant_policies.js';
 import { TenantTags } from './tenant_tags.js';
@@ -88,10 +98,33 @@ export interface SwDriverOptions {
    * expired, in milliseconds. 1,000 if left out.
    */
   expiryTickMs?: number;
+  /**
+   * Has the daemons keep the columns where the driver dies, so that SwDriver.resume with the same key finds them again. Costs
+   * a record a column, about 1.2 KiB, on the first shard.
+   */
+  resume?: ResumeOptions;
   /** How often the driver tells its daemons how it does, in milliseconds; 0 for never. 5,000 if left out. */
   reportMs?: number;
   /** @internal For tests: bits of the hash of a column, of which fewer make collisions. */
   hashBits?: number;
+}
+
+export interface ResumeOptions {
+  /**
+   * At least 32 random bytes that only this driver has, before and after it is started again. One key for each driver that
+   * runs at a time. Whoever has it, and the daemons' permission to connect, can read the records of the columns.
+   */
+  key: Uint8Array;
+  /** How long the daemons are to keep the columns, in milliseconds; they have a bound of their own. 60,000 if left out. */
+  parkMs?: number;
+}
+
+/** What a driver that was started again has found. */
+export interface Resumed {
+  /** Columns that can be found again. */
+  readonly columns: number;
+  /** Columns that were there and that it did not believe in: not whole, damaged, or not continuing anything that is there. */
+  readonly doubtful: number;
 }
 
 /** A group of the model as the driver serves it. */
@@ -130,6 +163,9 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   readonly #tenants = new Map<string, Tenant>();
   readonly #model: string;
   readonly #number = nextNumber();
+  /** Brings back what an earlier driver with the same key has left. */
+  readonly #secret: Uint8Array | undefined;
+  #resumed: Resumed = { columns: 0, doubtful: 0 };
   readonly #reportMs: number;
   readonly #clock: Clock;
   /** The newest connection to each daemon. */
@@ -146,9 +182,16 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     super();
     const { model } = options;
     const columnTokens = model.columnTokens ?? DEFAULT_COLUMN_TOKENS;
-    const groups = groupsOf(model);
-    this.#modelPart = modelPartOf(model, groups);
-    this.#tags = new TenantTags(options.tagKey === undefined ? undefined : Buffer.from(options.tagKey));
+    const modelGroups = groupsOf(model);
+    this.#modelPart = modelPartOf(model, modelGroups);
+    const keys = options.resume && ownerKeysOf(options.resume.key);
+    this.#secret = keys?.secret;
+    const records =
+      keys &&
+      new ColumnRecords(keys.recordKey, identityOf(this.#modelPart, modelGroups), columnTokens, modelGroups.length + 1);
+    const groups = keys ? withRecords(modelGroups, recordBytesOf(columnTokens, modelGroups.length + 1)) : modelGroups;
+    const park = keys && { owner: keys.owner, ms: options.resume?.parkMs ?? 60_000 };
+    this.#tags = new TenantTags(options.tagKey === undefined ? keys?.tagKey : Buffer.from(options.tagKey));
     const stripes = options.striping === 'within' ? options.daemons.map((daemon) => [daemon]) : [options.daemons];
     this.#core = new DriverCore(
       {
@@ -157,16 +200,23 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
         deadlineMs: options.deadlineMs ?? 1_000,
         pinDeadlineMs: options.pinDeadlineMs ?? 30_000,
         groups,
-        places: groups.map((group) => memoryOf(options, group)?.places ?? options.carrier?.places ?? 0),
-        stripes: stripes.map((daemons) => ({
+        places: groups.map(
+          (group) => (group.internal ? 0 : memoryOf(options, group)?.places) ?? options.carrier?.places ?? 0,
+        ),
+        stripes: stripes.map((daemons, index) => ({
           address: { daemons },
-          groups: groups.map((group) => groupSettings(options, group)),
+          groups: groups.map((group) => ({
+            ...groupSettings(options, group),
+            ...(park ? { park: { ...park, label: `${index}/${group.name}` } } : {}),
+          })),
           capacityColumns: options.capacityColumns ?? Number.MAX_SAFE_INTEGER,
           connectDeadlineMs: options.connectDeadlineMs ?? 5_000,
         })),
         ...(options.hashBits === undefined ? {} : { hashBits: options.hashBits }),
         model: model.id,
         expiryTickMs: options.expiryTickMs ?? 1_000,
+        records,
+        wallNow: Date.now,
       },
       options.connector ??
         connectorFor({
@@ -206,10 +256,29 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
    * Connects to all daemons. Rejects with a KvssError that names the cause where one of them cannot be reached or has
    * no room, unless `lazy` is set.
    */
-  static async connect(options: SwDriverOptions): Promise<SwDriver> {
+  static connect(options: SwDriverOptions): Promise<SwDriver> {
+    return SwDriver.#start(options, (stripe) => stripe.open());
+  }
+
+  /**
+   * The same as `connect`, for a driver that is started again: what an earlier one with the same key and model left in the
+   * daemons' memory is found again, as far as nothing about it is doubtful; see `resumed`. A stripe of which not all is there
+   * any more begins empty. Columns last used before the restart count as used when they were stored. Throws KVSS_BAD_INPUT
+   * without `resume` in the options.
+   */
+  static async resume(options: SwDriverOptions): Promise<SwDriver> {
+    if (!options.resume)
+      throw localError('KVSS_BAD_INPUT', 'resume: the key of the driver that was there before is needed');
+    return SwDriver.#start(options, (stripe, driver) => driver.#takeBack(stripe));
+  }
+
+  static async #start(
+    options: SwDriverOptions,
+    open: (stripe: Stripe, driver: SwDriver) => Promise<void>,
+  ): Promise<SwDriver> {
     checkOptions(options);
     const driver = new SwDriver(options);
-    const opened = await Promise.allSettled(driver.#core.stripes.map((stripe) => stripe.open()));
+    const opened = await Promise.allSettled(driver.#core.stripes.map((stripe) => open(stripe, driver)));
     const failed = opened.find((outcome) => outcome.status === 'rejected');
     if (failed && !options.lazy) {
       await driver.close();
@@ -238,7 +307,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     const { isolationId, adapter = '' } = options;
     checkIsolationId(isolationId);
     const tenant = this.#tenantOf(isolationId);
-    return new Sequence(this.#core, tenant, this.#namespaceOf(isolationId, adapter), hashText(adapter));
+    return new Sequence(this.#core, tenant, this.#namespaceOf(isolationId, adapter), adapter);
   }
 
   /**
@@ -251,6 +320,11 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     return tenant ? this.#core.forget(tenant) : 0;
   }
 
+  /** What SwDriver.resume has found. */
+  get resumed(): Resumed {
+    return this.#resumed;
+  }
+
   /** What the driver has counted so far. */
   get stats(): Readonly<DriverStats> {
     return { ...this.#core.stats };
@@ -258,7 +332,8 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
 
   /** What has been moved of each group, in the order of `groups`. */
   get groupStats(): readonly Readonly<GroupStats>[] {
-    return this.#core.groupStats.map((stats) => ({ ...stats }));
+    const { groupStats, recordGroup } = this.#core;
+    return groupStats.filter((_, group) => group !== recordGroup).map((stats) => ({ ...stats }));
   }
 
   /** Bytes of pieces that this process has sent to and received from shards; 0 over shared memory and with a carrier. */
@@ -292,14 +367,17 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   /** Bytes of the pieces of a column on each shard of a stripe, of all groups together. */
   get pieceBytes(): readonly number[] {
     const { groups } = this.#core.settings;
+    const own = groups.filter(({ internal }) => !internal);
     return (groups[0] as Group).pieceBytes.map((_, shard) =>
-      groups.reduce((sum, { pieceBytes }) => sum + (pieceBytes[shard] as number), 0),
+      own.reduce((sum, { pieceBytes }) => sum + (pieceBytes[shard] as number), 0),
     );
   }
 
   /** Groups of the model, in the order in which runtimes are asked for their pieces. */
   get groups(): readonly GroupInfo[] {
-    return this.#core.settings.groups.map(({ name, pieceBytes, windowColumns, required }) => ({
+    const { groups } = this.#core.settings;
+    const own = groups.filter(({ internal }) => !internal);
+    return own.map(({ name, pieceBytes, windowColumns, required }) => ({
       name,
       pieceBytes,
       windowColumns,
@@ -356,13 +434,16 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     };
   }
 
-  /** Leaves the daemons, which scrub and take back the memory. Calls in flight end as misses. */
-  async close(): Promise<void> {
+  /**
+   * Leaves the daemons, which scrub and take back the memory. Calls in flight end as misses. With `park` a driver with a
+   * `resume` key has them keep it for the next one, as if it had died.
+   */
+  async close(options: { park?: boolean } = {}): Promise<void> {
     this.#closed = true;
     this.#cancelReport?.();
     this.#stopListening();
     for (const address of this.#connections.keys()) this.policies.forget(this.#sourceOf(address));
-    this.#core.close();
+    this.#core.close(options.park);
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -372,6 +453,23 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   /** How the policies of a daemon are called among those of several drivers that share them. */
   #sourceOf(address: string): string {
     return `${this.#number}:${address}`;
+  }
+
+  /** Opens a stripe with what an earlier driver has left there, or empty. */
+  async #takeBack(stripe: Stripe): Promise<void> {
+    const slots = await stripe.resume(this.#secret as Uint8Array);
+    if (!slots) return stripe.open();
+    const found = await this.#core.recover(stripe, slots, ({ isolationId, adapter }) => {
+      if (isolationId === '') return undefined;
+      const tenant = this.#tenantOf(isolationId);
+      const root = this.#core.adopt(tenant, this.#namespaceOf(isolationId, adapter), adapter);
+      return { tenant, root, extra: hashText(adapter) };
+    });
+    this.#resumed = {
+      columns: this.#resumed.columns + found.columns,
+      doubtful: this.#resumed.doubtful + found.doubtful,
+    };
+    for (const tenant of this.#tenants.values()) this.#refresh(tenant);
   }
 
   #tenantOf(isolationId: string): Tenant {
@@ -437,6 +535,17 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
 let drivers = 0;
 const nextNumber = () => ++drivers;
 
+/** A day. */
+const LONGEST_PARK_MS = 86_400_000;
+
+/** All that has to be the same for a record of a column to mean anything. */
+function identityOf(modelPart: string, groups: readonly Group[]): string {
+  return JSON.stringify([
+    modelPart,
+    groups.map(({ name, windowColumns, required }) => [name, `${windowColumns}`, required]),
+  ]);
+}
+
 /** Tenants without a class of their own. */
 const DEFAULT_CLASS = 'default';
 
@@ -466,6 +575,10 @@ function checkOptions(options: SwDriverOptions): void {
   if (!Number.isInteger(columnTokens) || columnTokens < 1 || columnTokens > 65_536) {
     throw bad(`model.columnTokens: ${columnTokens} is outside 1..65536`);
   }
+  const parkMs = options.resume?.parkMs ?? 1;
+  if (!Number.isInteger(parkMs) || parkMs < 1 || parkMs > LONGEST_PARK_MS) {
+    throw bad(`resume.parkMs: ${parkMs} is outside 1..${LONGEST_PARK_MS}`);
+  }
   const groups = groupsOf(options.model);
   checkCarrier(options, groups, bad);
   checkMemory(options, groups, bad);
@@ -477,12 +590,13 @@ function checkOptions(options: SwDriverOptions): void {
 }
 
 function checkCarrier(
-  { memory, carrier }: SwDriverOptions,
+  { memory, carrier, resume }: SwDriverOptions,
   groups: readonly Group[],
   bad: (message: string) => KvssError,
 ): void {
   if (!carrier) return;
   if (memory) throw bad('memory: the carrier has the memory; give one of the two');
+  if (resume) throw bad('carrier: the records of columns cannot lie with a carrier; leave resume out');
   if (groups.length > 1) throw bad('carrier: a carrier has pieces of one group, the model has several');
   const { pieceBytes } = groups[0] as Group;
   if (carrier.pieceBytes.join() !== pieceBytes.join()) {
@@ -526,7 +640,8 @@ function memoryOf({ memory }: SwDriverOptions, group: Group): ColumnMemory | und
 }
 
 function groupSettings(options: SwDriverOptions, group: Group): GroupSettings {
-  const memory = memoryOf(options, group);
+  // What the driver keeps of its own does not lie in the runtime's memory.
+  const memory = group.internal ? undefined : memoryOf(options, group);
   return {
     name: group.name,
     pieceBytes: group.pieceBytes,
