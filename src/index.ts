@@ -7,7 +7,14 @@ export { CarrierClient, type CarrierOptions } from './links/carrier_client.js';
 export { connectorFor } from './links/connect.js';
 export type { Connector, DaemonConnection, ShardLink } from './links/link.js';
 export type { DriverStats } from './swdriver/driver_stats.js';
-export { type EvictionPolicy, type LeafFacts, lru } from './swdriver/eviction_policy.js';
+export {
+  type EvictionPolicy,
+  hitDensity,
+  type LeafRanking,
+  lru,
+  POLICY_NAMES,
+  policyNamed,
+} from './swdriver/eviction_policy.js';
 export type { Hit, RefillResult } from './swdriver/hit.js';
 export type { Model, ModelIdentity } from './swdriver/model.js';
 export {

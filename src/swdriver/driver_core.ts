@@ -17,6 +17,7 @@ export interface DriverCoreSettings {
   readonly places: number;
   readonly stripes: readonly StripeSettings[];
   readonly hashBits?: number;
+  readonly hashSeed?: number;
 }
 
 /**
@@ -184,8 +185,14 @@ export class DriverCore implements HitHost {
   }
 
   #emptyMap(capacity: number): PrefixMap {
-    const { columnTokens, policy, hashBits } = this.settings;
-    return new PrefixMap({ capacity, columnTokens, policy, ...(hashBits === undefined ? {} : { hashBits }) });
+    const { columnTokens, policy, hashBits, hashSeed } = this.settings;
+    return new PrefixMap({
+      capacity,
+      columnTokens,
+      policy,
+      ...(hashBits === undefined ? {} : { hashBits }),
+      ...(hashSeed === undefined ? {} : { hashSeed }),
+    });
   }
 
   #stripeUp(stripe: Stripe): void {

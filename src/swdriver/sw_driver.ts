@@ -7,7 +7,7 @@ import type { Connector, PlaceMemory } from '../links/link.js';
 import { parseStreamAddress } from '../links/stream_address.js';
 import { DriverCore } from './driver_core.js';
 import type { DriverStats } from './driver_stats.js';
-import { type EvictionPolicy, lru } from './eviction_policy.js';
+import { DEFAULT_POLICY, type EvictionPolicy, policyNamed } from './eviction_policy.js';
 import { type Model, modelPartOf, namespaceOf, pieceBytesOf, tenantPartOf } from './model.js';
 import type { ColumnMemory } from './runtime.js';
 import { Sequence } from './sequence.js';
@@ -27,8 +27,8 @@ export interface SwDriverOptions {
   striping?: 'across' | 'within';
   /** Most columns to keep memory for, in each stripe. As many as the shards have room for if left out. */
   capacityColumns?: number;
-  /** What goes first when room is needed. */
-  policy?: EvictionPolicy;
+  /** What goes first when room is needed: a policy or its name, `hit-density` (the default) or `lru`. */
+  policy?: string | EvictionPolicy;
   /**
    * Longest that one evict or refill call waits for the shards, in milliseconds; what the runtime itself takes does not
    * count. Give calls that move much over a slow link more.
@@ -72,6 +72,8 @@ export interface SwDriverOptions {
   clock?: Clock;
   /** @internal For tests: bits of the hash of a column, of which fewer make collisions. */
   hashBits?: number;
+  /** @internal For simulations that have to be the same every time: the seed of that hash; random if left out. */
+  hashSeed?: number;
 }
 
 interface Events {
@@ -112,7 +114,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     this.#core = new DriverCore(
       {
         columnTokens,
-        policy: options.policy ?? lru,
+        policy: policyOf(options.policy),
         deadlineMs: options.deadlineMs ?? 1_000,
         pinDeadlineMs: options.pinDeadlineMs ?? 30_000,
         places: options.memory?.places ?? options.carrier?.places ?? 0,
@@ -129,6 +131,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
           ...(options.memory ? { regions: regionsOf(options.memory) } : {}),
         })),
         ...(options.hashBits === undefined ? {} : { hashBits: options.hashBits }),
+        ...(options.hashSeed === undefined ? {} : { hashSeed: options.hashSeed }),
       },
       options.connector ??
         connectorFor({
@@ -303,6 +306,9 @@ function checkOptions(options: SwDriverOptions): void {
   }
   if (options.tagKey !== undefined && options.tagKey.length < 16) throw bad('tagKey: at least 16 bytes are needed');
 }
+
+const policyOf = (policy: string | EvictionPolicy = DEFAULT_POLICY): EvictionPolicy =>
+  typeof policy === 'string' ? policyNamed(policy) : policy;
 
 function checkMemory(
   { memory, carrier }: SwDriverOptions,
