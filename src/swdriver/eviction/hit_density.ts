@@ -18,7 +18,7 @@ export interface HitDensityOptions {
 }
 
 /** One column in so many is remembered beyond its eviction. A power of two. */
-const SAMPLING = 8;
+const SAMPLING = 4;
 /** Columns that the sample stands for, as a multiple of the capacity. */
 const MEMORY = 6;
 /** Leaves that are looked at for a victim: it is among the worst 2 or 3 in 100. */
@@ -33,8 +33,10 @@ const LEARNING_SPAN = 32;
 const CENSUS_SHARE = 1 / 4;
 const LEAST_COLUMNS_BETWEEN_CENSUSES = 4096;
 const CENSUS_SLOTS = 16_384;
-/** Prompts' worth of hits by which a rule has to be ahead to be taken, and which a lead is counted to. */
-const MARGIN_PROMPTS = 4;
+/** Prompts' worth of hits by which worth has to be ahead of last use to be gone by, and behind it not to be any more. */
+const AHEAD_PROMPTS = 1;
+const BEHIND_PROMPTS = 4;
+/** Prompts' worth of hits that a lead is counted to. */
 const BOUND_PROMPTS = 8;
 /** Most columns in a shadow cache. */
 const SHADOW_COLUMNS = 4096;
@@ -110,7 +112,7 @@ export class HitDensityRanking implements LeafRanking {
   get bytesPerColumn(): number {
     const facts = 8 + 1 + 4 + 4 + 4 + 1;
     const leaves = LeafBag.bytesPerNumber * (this.#anyProtected ? 2 : 1) + RootLeaves.bytesPerNode;
-    const memory = ((PastPrompts.bytesPerSlot + 2 * LeafBag.bytesPerNumber) * this.#past.slots) / this.#capacity;
+    const memory = ((PastPrompts.bytesPerSlot + 2 * ShadowCache.bytesPerSlot) * this.#past.slots) / this.#capacity;
     return facts + leaves + memory;
   }
 
@@ -420,8 +422,8 @@ export class HitDensityRanking implements LeafRanking {
     const bound = BOUND_PROMPTS * promptHits;
     this.#lead = Math.max(-bound, Math.min(bound, this.#lead));
     if (this.#rule !== undefined) return;
-    if (this.#lead > MARGIN_PROMPTS * promptHits) this.#byDensity = true;
-    else if (this.#lead < -MARGIN_PROMPTS * promptHits) this.#byDensity = false;
+    if (this.#lead > AHEAD_PROMPTS * promptHits) this.#byDensity = true;
+    else if (this.#lead < -BEHIND_PROMPTS * promptHits) this.#byDensity = false;
   }
 
   /** Counts how many columns of each kind there are at each age, a part of them for all, and draws conclusions. */

@@ -11,8 +11,9 @@ export class LeafBag {
     return this.#size;
   }
 
-  grow(largest: number): void {
-    const members = new Uint32Array(largest);
+  /** Makes room for numbers up to `largest`, and for `most` of them at once. */
+  grow(largest: number, most = largest): void {
+    const members = new Uint32Array(most);
     members.set(this.#members);
     this.#members = members;
     const place = new Uint32Array(largest + 1);

@@ -7,6 +7,11 @@ import type { PastPrompts } from './past_prompts.js';
  */
 export class ShadowCache {
   readonly #members = new LeafBag();
+  /** Room for the capacity and a long prompt. */
+  readonly #most: number;
+
+  /** The members are few. */
+  static readonly bytesPerSlot = 4;
 
   /** `worth` of a slot: the least goes first, of a few that are looked at. */
   constructor(
@@ -15,7 +20,8 @@ export class ShadowCache {
     private readonly worth: (slot: number) => number,
     private readonly draw: () => number,
   ) {
-    this.#members.grow(past.slots);
+    this.#most = 2 * capacity + 64;
+    this.#members.grow(past.slots, this.#most);
   }
 
   holds(slot: number): boolean {
@@ -23,6 +29,7 @@ export class ShadowCache {
   }
 
   add(slot: number): void {
+    if (this.#members.size === this.#most) this.trim(1);
     this.#members.add(slot + 1);
   }
 
