@@ -28,8 +28,11 @@ describe('kvss replay --policy-only', () => {
     expect(lru).toMatchObject({ policy: 'lru', capacityColumns: 25, requests: 5, columnRefs: 100, columnHits: 15 });
     const all = await hits(trace);
     expect(all).toMatchObject({ policy: 'hit-density', columnHits: 60, tokenHitRate: 0.6, columnHitRate: 0.6 });
-    const optimum = await hits(trace, '--policy', 'optimum', '--capacity-columns', '25');
-    expect(optimum.columnHits).toBeGreaterThan(lru.columnHits);
+    // More prompts in turn than there is room for: with foreknowledge some stay.
+    const rounds = range(0, 24).map((at) => range(5 * (at % 6), 5 * (at % 6) + 5));
+    const many = scratch.file('many.json', agentTrace(rounds));
+    expect((await hits(many, '--policy', 'lru', '--capacity-columns', '20')).columnHits).toBe(0);
+    expect((await hits(many, '--policy', 'optimum', '--capacity-columns', '20')).columnHits).toBeGreaterThan(40);
     expect(await hits(trace, '--policy', 'optimum')).toMatchObject({ columnHits: 60 });
     const { stdout } = await kvss('replay', trace, '--policy-only', '--policy', 'lru');
     expect(stdout).toMatch(/policy +lru/);
