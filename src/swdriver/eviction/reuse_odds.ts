@@ -48,17 +48,14 @@ export class ReuseOdds {
   readonly #rate = new Float64Array(GAPS * AGE_BUCKETS);
   /** What a kind makes of the rate of its gap. */
   readonly #factor = new Float64Array(KINDS).fill(1);
+  /** Worked out when it is asked for; below 0 until then. */
   readonly #worth = new Float64Array(KINDS * AGE_BUCKETS);
-  /** Whether #worth of a kind is that of the last fit. */
-  readonly #fresh = new Uint8Array(KINDS);
   /** Bucket of gaps from which on they count as middle, and as long: thirds of those that were seen. */
   #middleGap = AGE_BUCKETS;
   #longGap = AGE_BUCKETS;
   /** Mean columns of a prompt, of late. */
   #meanColumns = 0;
   #prompts = 0;
-
-  static readonly bytes = 8 * (2 * KINDS * AGE_BUCKETS + GAPS * AGE_BUCKETS + KINDS * AGE_BUCKETS + KINDS) + KINDS;
 
   get meanColumns(): number {
     return this.#meanColumns;
@@ -128,7 +125,7 @@ export class ReuseOdds {
         allTime += time;
       }
     }
-    this.#fresh.fill(0);
+    this.#worth.fill(-1);
     if (allUses === 0 || allTime === 0) return;
     this.#cutGaps(pooledUses, allUses);
     this.#fitRates(pooledUses, pooledTime, gapUses, gapTime, allUses / allTime, doubt);
@@ -137,8 +134,9 @@ export class ReuseOdds {
 
   /** What a column of a kind is worth at an age: uses for each column-tick of room. */
   worth(kind: number, age: number): number {
-    if (this.#fresh[kind] === 0) this.#work(kind);
-    return this.#worth[kind * AGE_BUCKETS + bucketOf(age)] as number;
+    const bucket = bucketOf(age);
+    const known = this.#worth[kind * AGE_BUCKETS + bucket] as number;
+    return known >= 0 ? known : this.#work(kind, bucket);
   }
 
   #cutGaps(uses: Float64Array, all: number): void {
@@ -224,27 +222,25 @@ export class ReuseOdds {
     }
   }
 
-  #work(kind: number): void {
-    this.#fresh[kind] = 1;
+  #work(kind: number, bucket: number): number {
     const factor = this.#factor[kind] as number;
     const from = gapOf(kind) * AGE_BUCKETS;
-    for (let bucket = 0; bucket < AGE_BUCKETS; bucket += 1) {
-      let unused = 1;
-      let uses = 0;
-      let time = 0;
-      let best = 0;
-      for (let until = bucket; until < AGE_BUCKETS && unused > 1e-3; until += 1) {
-        const width = (BUCKET_START[until + 1] as number) - (BUCKET_START[until] as number);
-        const rate = factor * (this.#rate[from + until] as number);
-        // On average a column is in the middle of its bucket.
-        const ticks = until === bucket ? width / 2 : width;
-        const stays = Math.exp(-rate * ticks);
-        uses += unused * (1 - stays);
-        time += rate * ticks > 1e-6 ? (unused * (1 - stays)) / rate : unused * ticks;
-        unused *= stays;
-        best = Math.max(best, uses / time);
-      }
-      this.#worth[kind * AGE_BUCKETS + bucket] = best;
+    let unused = 1;
+    let uses = 0;
+    let time = 0;
+    let best = 0;
+    for (let until = bucket; until < AGE_BUCKETS && unused > 1e-3; until += 1) {
+      const width = (BUCKET_START[until + 1] as number) - (BUCKET_START[until] as number);
+      const rate = factor * (this.#rate[from + until] as number);
+      // On average a column is in the middle of its bucket.
+      const ticks = until === bucket ? width / 2 : width;
+      const stays = Math.exp(-rate * ticks);
+      uses += unused * (1 - stays);
+      time += rate * ticks > 1e-6 ? (unused * (1 - stays)) / rate : unused * ticks;
+      unused *= stays;
+      best = Math.max(best, uses / time);
     }
+    this.#worth[kind * AGE_BUCKETS + bucket] = best;
+    return best;
   }
 }
