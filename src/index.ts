@@ -12,7 +12,14 @@ export type { Connector, DaemonConnection, ShardLink } from './links/link.js';
 export type { DriverReport, ReportedDriver } from './proto/frames.js';
 export type { ContentSpan } from './swdriver/contents.js';
 export type { DriverStats, GroupStats } from './swdriver/driver_stats.js';
-export { type EvictionPolicy, type LeafFacts, lru } from './swdriver/eviction_policy.js';
+export {
+  type EvictionPolicy,
+  hitDensity,
+  type LeafRanking,
+  lru,
+  POLICY_NAMES,
+  policyNamed,
+} from './swdriver/eviction_policy.js';
 export type { Hit, RefillResult } from './swdriver/hit.js';
 export type { Model, ModelGroup, ModelIdentity } from './swdriver/model.js';
 export {

@@ -8,9 +8,11 @@ import { readConfigFile } from '../kvss/config.js';
 import { connectorFor } from '../links/connect.js';
 import type { StreamOptions } from '../links/stream_connection.js';
 import { slotBytesOf } from '../proto/slots.js';
+import { OPTIMUM, replayPolicy } from '../replay/policy_replay.js';
 import { ReplayMeter, replayTraces } from '../replay/replay.js';
 import { readTrace, type Trace, workingSetColumns } from '../replay/trace.js';
 import { recordBytesOf } from '../swdriver/column_records.js';
+import { DEFAULT_POLICY, POLICY_NAMES, policyNamed } from '../swdriver/eviction_policy.js';
 import type { ModelGroup } from '../swdriver/model.js';
 import { describeModel, groupsFrom } from '../swdriver/model_config.js';
 import { SwDriver, type SwDriverOptions } from '../swdriver/sw_driver.js';
@@ -22,7 +24,7 @@ import { Topology, type TopologyInput } from '../wafer/topology.js';
 import { WaferRuntime } from '../wafer/wafer_runtime.js';
 import { addressesOption, groupOption, integerListOption, integerOption, positiveOption } from './options.js';
 import { Progress } from './progress.js';
-import { reportTable } from './table.js';
+import { policyTable, reportTable } from './table.js';
 
 interface ReplayFlags {
   connect?: string[];
@@ -47,6 +49,8 @@ interface ReplayFlags {
   skip: number;
   deadlineMs: number;
   speed?: number;
+  policy: string;
+  policyOnly?: boolean;
   json?: boolean;
 }
 
@@ -60,6 +64,23 @@ const ANSWER_DEADLINE_MS = 5_000;
 const PREFAULT_BYTES_PER_MS = 100_000;
 const LONGEST_DEADLINE_MS = 3_600_000;
 const PLACE_BYTES = 2 ** 25;
+/** Make no sense where there are no daemons. */
+const FLAGS_FOR_DAEMONS = [
+  'connect',
+  'striping',
+  'bytesPerToken',
+  'link',
+  'daemons',
+  'wioStreams',
+  'wafer',
+  'waferColumns',
+  'topology',
+  'box',
+  'refuseSpine',
+  'checksums',
+  'deadlineMs',
+  'speed',
+];
 
 export function replayCommand(): Command {
   return new Command('replay')
@@ -149,6 +170,20 @@ export function replayCommand(): Command {
       'keep the times of the traces, this much faster; no waiting if left out',
       positiveOption,
     )
+    .addOption(
+      new Option(
+        '--policy <name>',
+        'what goes first when room is needed; with --policy-only also the offline optimum: the best with foreknowledge',
+      )
+        .choices([...POLICY_NAMES, OPTIMUM])
+        .default(DEFAULT_POLICY.name),
+    )
+    .addOption(
+      new Option(
+        '--policy-only',
+        'no daemons and no bytes, only the decisions of the driver: what hit rate a policy comes to',
+      ).conflicts(FLAGS_FOR_DAEMONS),
+    )
     .option('--json', 'print one JSON object')
     .action(async (paths: string[], flags: ReplayFlags) => {
       await replay(paths, flags);
@@ -177,6 +212,13 @@ function slotBytesOfShards(groups: readonly ModelGroup[]): number[] {
 
 async function replay(paths: string[], flags: ReplayFlags): Promise<void> {
   const traces = paths.map((path, index) => readTrace(path, index));
+  if (flags.policyOnly) return replayOnlyPolicy(traces, flags);
+  if (flags.policy === OPTIMUM) {
+    throw localError(
+      'KVSS_BAD_INPUT',
+      '--policy optimum: no driver can do that; add --policy-only to have it worked out',
+    );
+  }
   if (flags.connect !== undefined) {
     const shards = await Promise.all(flags.connect.map((address) => shardsOf(address, flags)));
     return run(traces, flags.connect, layoutOf(traces, shards, flags), flags);
@@ -198,6 +240,22 @@ async function replay(paths: string[], flags: ReplayFlags): Promise<void> {
     await run(traces, addresses, layout, flags);
   } finally {
     await Promise.all(daemons.map((daemon) => daemon[Symbol.asyncDispose]()));
+  }
+}
+
+async function replayOnlyPolicy(traces: readonly Trace[], flags: ReplayFlags): Promise<void> {
+  const capacityColumns = flags.capacityColumns ?? Math.max(1, workingSetColumns(traces, COLUMN_TOKENS));
+  const total = traces.reduce((sum, trace) => sum + trace.requests.length, 0);
+  let meter = { requests: 0 };
+  const progress = new Progress(() => `${formatCount(meter.requests)} of ${formatCount(total)} requests`);
+  try {
+    const policy = flags.policy === OPTIMUM ? OPTIMUM : policyNamed(flags.policy);
+    const report = await replayPolicy(traces, policy, capacityColumns, (running) => {
+      meter = running;
+    });
+    console.log(flags.json ? JSON.stringify(report) : policyTable(report));
+  } finally {
+    progress.stop();
   }
 }
 
@@ -240,6 +298,7 @@ async function run(traces: Trace[], daemons: string[], layout: Layout, flags: Re
       columnTokens: COLUMN_TOKENS,
     },
     striping: flags.striping,
+    policy: flags.policy,
     capacityColumns: layout.capacityColumns,
     deadlineMs: flags.deadlineMs,
     connectDeadlineMs: connectDeadlineMs(layout),

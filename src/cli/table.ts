@@ -1,4 +1,5 @@
 import { formatBytes, formatCount } from '../common/units.js';
+import type { PolicyReport } from '../replay/policy_replay.js';
 import type { ReplayReport } from '../replay/replay.js';
 
 /** Rows of two or more cells as aligned text; all columns but the first are numbers and end flush. */
@@ -39,6 +40,20 @@ export function reportTable(report: ReplayReport): string {
     ['evict', `${report.evictGBps.toFixed(2)} GB/s`],
     ['refill, every byte checked', `${report.refillGBps.toFixed(2)} GB/s`],
     ['slowest call', `${report.slowestCallMs.toFixed(1)} ms`],
+    ['time', `${report.seconds.toFixed(1)} s`],
+  ]);
+}
+
+/** What a policy comes to, as a table for people. */
+export function policyTable(report: PolicyReport): string {
+  return alignRows([
+    ['policy', report.policy],
+    ['columns of capacity', formatCount(report.capacityColumns)],
+    ['requests', formatCount(report.requests)],
+    ['prompt tokens', formatCount(report.promptTokens)],
+    ['prefill tokens saved', formatCount(report.hitTokens)],
+    ['token hit rate', percent(report.tokenHitRate)],
+    ['column hit rate', percent(report.columnHitRate)],
     ['time', `${report.seconds.toFixed(1)} s`],
   ]);
 }

@@ -112,6 +112,13 @@ export class ReplayMeter {
   }
 }
 
+/** The requests of all traces, in the order in which they came. */
+export function inOrder(traces: readonly Trace[]): { trace: Trace; request: TraceRequest }[] {
+  return traces
+    .flatMap((trace) => trace.requests.map((request) => ({ trace, request })))
+    .sort((a, b) => a.request.atSeconds - b.request.atSeconds);
+}
+
 /**
  * Replays traces through a driver, in the order in which the requests came. Each trace is a tenant of its own. The
  * meter can be read at any time meanwhile. With `speed` no request is served before its time, which passes that much
@@ -122,12 +129,8 @@ export async function replayTraces(
   meter: ReplayMeter,
   { speed, skip = 0 }: { speed?: number; skip?: number } = {},
 ): Promise<void> {
-  const order: { trace: Trace; request: TraceRequest }[] = traces.flatMap((trace) =>
-    trace.requests.map((request) => ({ trace, request })),
-  );
-  order.sort((a, b) => a.request.atSeconds - b.request.atSeconds);
   const started = performance.now();
-  for (const { trace, request } of order.slice(skip)) {
+  for (const { trace, request } of inOrder(traces).slice(skip)) {
     const early = speed === undefined ? 0 : started + (request.atSeconds * 1000) / speed - performance.now();
     if (early > 0) await new Promise((resolve) => setTimeout(resolve, early));
     await meter.serve(`trace:${trace.scope}:${trace.name}`, tokensOf(trace, request));

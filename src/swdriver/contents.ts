@@ -1,4 +1,5 @@
 import { localError } from '../common/errors.js';
+import { hashText } from './accounting/prompt_fingerprints.js';
 
 /** Tokens of a prompt that stand for something else, such as an image: equal placeholders may stand for different things. */
 export interface ContentSpan {
@@ -22,6 +23,7 @@ export const UNKNOWN_CONTENT = 0xffffffff;
 export class Contents {
   readonly #numbers = new Map<string, number>();
   readonly #spellings: string[] = [''];
+  readonly #hashes: number[] = [0];
   readonly #columns: number[] = [0];
   readonly #free: number[] = [];
 
@@ -43,6 +45,7 @@ export class Contents {
       number = this.#free.pop() ?? this.#spellings.length;
       this.#numbers.set(spelling, number);
       this.#spellings[number] = spelling;
+      this.#hashes[number] = hashText(spelling);
       this.#columns[number] = 0;
     }
     this.#columns[number] = (this.#columns[number] as number) + 1;
@@ -58,6 +61,11 @@ export class Contents {
     this.#numbers.delete(this.#spellings[number] as string);
     this.#spellings[number] = '';
     this.#free.push(number);
+  }
+
+  /** 32 bits that are the same for equal contents, whenever they come. */
+  hashOf(number: number): number {
+    return this.#hashes[number] ?? 0;
   }
 
   /** The content of a number that a column has. */

@@ -31,6 +31,7 @@ export interface DriverCoreSettings {
   readonly places: readonly number[];
   readonly stripes: readonly StripeSettings[];
   readonly hashBits?: number;
+  readonly hashSeed?: number;
   /** Id of the model, for figures. */
   readonly model: string;
   /** Longest that an expired column stays after its time, in milliseconds, before the shards are told to scrub it. */
@@ -354,8 +355,17 @@ export class DriverCore implements HitHost {
 
   /** Has the column of a tenant make room that the policy likes least. Answers false where all are pinned. */
   #evictFrom(tenant: Tenant): boolean {
-    const victim = this.#map.evictLeafOf(tenant.roots, (node) => this.#discard(node, 'refused'));
-    if (victim === NONE) return false;
+    // The policy ranks the columns of one namespace; between those of the adapters of a tenant the last use decides.
+    let first: Node = NONE;
+    let usedAt = Number.POSITIVE_INFINITY;
+    for (const root of tenant.roots) {
+      const victim = this.#map.victim(root);
+      if (victim === NONE || this.ledger.usedAt(victim) >= usedAt) continue;
+      first = root;
+      usedAt = this.ledger.usedAt(victim);
+    }
+    if (first === NONE) return false;
+    this.#map.evictLeaf((node) => this.#discard(node, 'refused'), first);
     this.stats.columnsDeleted += 1;
     return true;
   }
@@ -718,13 +728,14 @@ export class DriverCore implements HitHost {
   }
 
   #emptyMap(capacity: number): PrefixMap {
-    const { columnTokens, policy, hashBits, groups } = this.settings;
+    const { columnTokens, policy, hashBits, hashSeed, groups } = this.settings;
     return new PrefixMap({
       capacity,
       columnTokens,
       policy,
       groups: groups.length,
       ...(hashBits === undefined ? {} : { hashBits }),
+      ...(hashSeed === undefined ? {} : { hashSeed }),
     });
   }
 

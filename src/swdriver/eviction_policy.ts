@@ -1,19 +1,35 @@
-/** What a policy may know of a leaf: a stored, unpinned column that no stored column continues. */
-export interface LeafFacts {
-  /** When a prompt last reached this column or one that continued it. Ticks of the PrefixMap: larger is later. */
-  lastUse: number;
-}
+import { localError } from '../common/errors.js';
+import { HitDensityRanking } from './eviction/hit_density.js';
+import type { LeafRanking } from './eviction/leaf_ranking.js';
+import { LruRanking } from './eviction/lru.js';
+
+export type { LeafRanking } from './eviction/leaf_ranking.js';
 
 /**
- * Chooses what goes first when room is needed. The PrefixMap offers leaves only, so that what stays is always closed
- * under prefixes; a policy ranks them. It is asked again whenever a column becomes a leaf or is used, and has to be
- * a pure function of the facts between those moments.
+ * Chooses what goes first when room is needed. The PrefixMap has it make a ranking of its own, and leaves it to that
+ * alone which leaf is the next victim.
  */
 export interface EvictionPolicy {
   readonly name: string;
-  /** The leaf with the lowest priority is evicted first. The object is reused: read it, do not keep it. */
-  priority(leaf: LeafFacts): number;
+  /** A ranking for one map, which is empty as yet. */
+  ranking(): LeafRanking;
 }
 
 /** Least recently used first. */
-export const lru: EvictionPolicy = { name: 'lru', priority: (leaf) => leaf.lastUse };
+export const lru: EvictionPolicy = { name: 'lru', ranking: () => new LruRanking() };
+
+/** Fewest uses to be expected for the room first, as learned from the prompts; LRU where that is better. The default. */
+export const hitDensity: EvictionPolicy = { name: 'hit-density', ranking: () => new HitDensityRanking() };
+
+export const DEFAULT_POLICY = hitDensity;
+
+const POLICIES: readonly EvictionPolicy[] = [hitDensity, lru];
+
+export const POLICY_NAMES: readonly string[] = POLICIES.map(({ name }) => name);
+
+/** The policy of a name. Throws KVSS_BAD_INPUT where there is none, naming those that there are. */
+export function policyNamed(name: string): EvictionPolicy {
+  const found = POLICIES.find((policy) => policy.name === name);
+  if (!found) throw localError('KVSS_BAD_INPUT', `policy: there is no '${name}'; there are ${POLICY_NAMES.join(', ')}`);
+  return found;
+}

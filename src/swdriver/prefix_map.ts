@@ -1,7 +1,6 @@
 import { randomInt } from 'node:crypto';
 import { Contents } from './contents.js';
-import type { EvictionPolicy, LeafFacts } from './eviction_policy.js';
-import { LeafHeap } from './leaf_heap.js';
+import type { EvictionPolicy, LeafRanking } from './eviction_policy.js';
 import { hashColumn } from './prefix_hash.js';
 
 /**
@@ -47,7 +46,7 @@ export class PrefixMap {
   readonly columnTokens: number;
   /** What columns hold besides tokens. */
   readonly contents = new Contents();
-  readonly #policy: EvictionPolicy;
+  readonly #ranking: LeafRanking;
   readonly #hashMask: number;
   readonly #hashSeed: number;
 
@@ -70,9 +69,7 @@ export class PrefixMap {
   #pins = new Uint32Array(0);
   #serial = new Uint32Array(0);
   #generation = new Float64Array(0);
-  #lastUse = new Float64Array(0);
   #buckets = new Uint32Array(0);
-  #leaves = new LeafHeap(0);
   #capacity = 0;
   readonly #groups: number;
 
@@ -83,13 +80,11 @@ export class PrefixMap {
   #neverUsed = 1;
   #size = 0;
   #stored = 0;
-  #tick = 0;
   #collisions = 0;
-  readonly #facts: LeafFacts = { lastUse: 0 };
 
   constructor(options: PrefixMapOptions) {
     this.columnTokens = options.columnTokens;
-    this.#policy = options.policy;
+    this.#ranking = options.policy.ranking();
     this.#groups = options.groups ?? 1;
     this.#hashMask = options.hashBits === undefined ? 0xffffffff : 2 ** options.hashBits - 1;
     this.#hashSeed = options.hashSeed ?? randomInt(2 ** 32);
@@ -129,18 +124,16 @@ export class PrefixMap {
     this.#pins = larger(this.#pins, nodes);
     this.#serial = larger(this.#serial, nodes);
     this.#generation = larger(this.#generation, nodes * this.#groups);
-    this.#lastUse = larger(this.#lastUse, nodes);
+    this.#ranking.grow(capacity);
     this.#rebuild();
   }
 
-  /** Makes the buckets and the heap of leaves anew from the columns that there are. */
+  /** Makes the buckets anew from the columns that there are. */
   #rebuild(): void {
     this.#buckets = new Uint32Array(2 ** Math.ceil(Math.log2(Math.max(this.#capacity, 2))));
-    this.#leaves = new LeafHeap(this.#capacity);
     for (let node = 1; node < this.#neverUsed; node += 1) {
       if (this.#state[node] === FREE) continue;
       this.#linkBucket(node);
-      this.#reconsider(node);
     }
   }
 
@@ -161,9 +154,9 @@ export class PrefixMap {
 
   /** Bytes that the map takes a column of capacity, tokens included. */
   get bytesPerColumn(): number {
-    const links = 4 * 9 + 2 * 3 + 1 + 8 + (4 + 8) * this.#groups;
-    const heap = 4 + 8 + 4;
-    return 4 * this.columnTokens + links + heap + this.#buckets.byteLength / Math.max(this.#capacity, 1);
+    const links = 4 * 9 + 2 * 3 + 1 + (4 + 8) * this.#groups;
+    const buckets = this.#buckets.byteLength / Math.max(this.#capacity, 1);
+    return 4 * this.columnTokens + links + buckets + this.#ranking.bytesPerColumn;
   }
 
   /** Root of a namespace; the string is compared in full. Made where there is none yet. */
@@ -255,9 +248,7 @@ export class PrefixMap {
   /** Remembers that a prompt reached this column; what is before it counts as used with it. */
   touch(node: Node): void {
     if (this.isRoot(node)) return;
-    this.#tick += 1;
-    this.#lastUse[node] = this.#tick;
-    if (this.#leaves.has(node)) this.#leaves.put(node, this.#priorityOf(node));
+    this.#ranking.used(node);
   }
 
   /**
@@ -286,12 +277,11 @@ export class PrefixMap {
     this.#content[node] = content;
     this.addPart(node, 0, slot, generation);
     this.#pins[node] = 0;
-    this.#tick += 1;
-    this.#lastUse[node] = this.#tick;
     this.#hash[node] = this.#hashOf(parent, tokens, at, content);
     this.#linkBucket(node);
     this.#linkFirst(parent, node);
-    if (!this.isRoot(parent)) this.#leaves.remove(parent);
+    if (!this.isRoot(parent)) this.#ranking.withdraw(parent);
+    this.#ranking.inserted(node, parent, this.#hash[node] as number);
     this.#size += 1;
     return node;
   }
@@ -349,7 +339,7 @@ export class PrefixMap {
       }
       const parent = this.#parent[cursor] as Node;
       visit(cursor);
-      this.#release(cursor);
+      this.#release(cursor, false);
       if (cursor === node) return;
       cursor = parent;
     }
@@ -362,36 +352,43 @@ export class PrefixMap {
     }
   }
 
-  /** Takes the leaf that the policy likes least out of the map and answers with it; NONE where all are pinned. */
-  evictLeaf(visit: (removed: Node) => void): Node {
-    const victim = this.#leaves.lowest;
-    if (victim !== NONE) this.remove(victim, visit);
+  /**
+   * Takes the leaf that the policy likes least out of the map and answers with it, of one root if one is named; NONE where
+   * all are pinned.
+   */
+  evictLeaf(visit: (removed: Node) => void, root?: Node): Node {
+    const victim = this.#ranking.victim(root);
+    if (victim === NONE) return NONE;
+    visit(victim);
+    this.#release(victim, true);
     return victim;
   }
 
-  /** The same for the leaf below these roots that has been used least recently. Takes time in proportion to what is there. */
-  evictLeafOf(roots: readonly Node[], visit: (removed: Node) => void): Node {
-    let victim = NONE;
-    const rest = roots.flatMap((root) => this.children(root));
-    for (let node = rest.pop(); node !== undefined; node = rest.pop()) {
-      for (const child of this.children(node)) rest.push(child);
-      if (!this.#leaves.has(node)) continue;
-      if (victim === NONE || (this.#lastUse[node] as number) < (this.#lastUse[victim] as number)) victim = node;
-    }
-    if (victim !== NONE) this.remove(victim, visit);
-    return victim;
+  /** The column that evictLeaf would evict, of one root if one is named; NONE where all are pinned. */
+  victim(root?: Node): Node {
+    return this.#ranking.victim(root);
+  }
+
+  /** Keeps a column, and with it its prefix, for as long as anything else can be evicted: a system prompt, tools. */
+  protect(node: Node): void {
+    if (!this.isRoot(node)) this.#ranking.protect(node, true);
+  }
+
+  /** Ends the protection of a column, however often it was protected. */
+  unprotect(node: Node): void {
+    if (!this.isRoot(node)) this.#ranking.protect(node, false);
   }
 
   /** Whether evictLeaf would find one. */
   get hasVictim(): boolean {
-    return this.#leaves.size > 0;
+    return this.#ranking.size > 0;
   }
 
   /** Keeps a column, and with it its prefix, from being evicted until as many unpins. */
   pin(node: Node): void {
     if (this.isRoot(node)) return;
     this.#pins[node] = (this.#pins[node] as number) + 1;
-    this.#leaves.remove(node);
+    this.#ranking.withdraw(node);
   }
 
   /** Ends one pin, if the column is still the one that was pinned. */
@@ -452,9 +449,10 @@ export class PrefixMap {
     return this.#neverUsed - 1;
   }
 
-  #release(node: Node): void {
+  #release(node: Node, evicted: boolean): void {
     const parent = this.#parent[node] as Node;
-    this.#leaves.remove(node);
+    this.#ranking.withdraw(node);
+    this.#ranking.removed(node, parent, evicted);
     this.#unlinkSibling(node);
     this.#unlinkBucket(node);
     if (this.#state[node] === STORED) this.#stored -= 1;
@@ -464,27 +462,21 @@ export class PrefixMap {
     this.#nextSibling[node] = this.#freeHead;
     this.#freeHead = node;
     this.#size -= 1;
-    if (this.isRoot(parent)) return;
-    // A use of what continued it was a use of the parent too.
-    this.#lastUse[parent] = Math.max(this.#lastUse[parent] as number, this.#lastUse[node] as number);
-    this.#reconsider(parent);
+    if (!this.isRoot(parent)) this.#reconsider(parent);
   }
 
   /** Puts a column among the leaves that may be evicted, if that is what it is now. */
   #reconsider(node: Node): void {
     if (this.#state[node] === STORED && this.#firstChild[node] === NONE && this.#pins[node] === 0) {
-      this.#leaves.put(node, this.#priorityOf(node));
+      this.#ranking.offer(node);
     }
   }
 
-  #priorityOf(node: Node): number {
-    this.#facts.lastUse = this.#lastUse[node] as number;
-    return this.#policy.priority(this.#facts);
-  }
-
   #hashOf(parent: Node, tokens: Uint32Array, at: number, content: number): number {
-    const hash = hashColumn(parent, tokens, at, this.columnTokens, this.#hashSeed);
-    return ((hash ^ Math.imul(content, 0x9e3779b1)) & this.#hashMask) >>> 0;
+    // The hash of the parent, not its number: equal prefixes have equal hashes whenever they come.
+    const before = parent < 0 ? parent : (this.#hash[parent] as number);
+    const hash = hashColumn(before, tokens, at, this.columnTokens, this.#hashSeed);
+    return ((hash ^ this.contents.hashOf(content)) & this.#hashMask) >>> 0;
   }
 
   #sameTokens(node: Node, tokens: Uint32Array, at: number): boolean {

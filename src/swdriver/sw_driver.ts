@@ -14,7 +14,7 @@ import type { CurvePoint } from './accounting/what_if.js';
 import { ColumnRecords, ownerKeysOf, recordBytesOf } from './column_records.js';
 import { DriverCore } from './driver_core.js';
 import type { DriverStats, GroupStats } from './driver_stats.js';
-import { type EvictionPolicy, lru } from './eviction_policy.js';
+import { DEFAULT_POLICY, type EvictionPolicy, policyNamed } from './eviction_policy.js';
 import {
   DEFAULT_COLUMN_TOKENS,
   type Group,
@@ -45,8 +45,8 @@ export interface SwDriverOptions {
   striping?: 'across' | 'within';
   /** Most columns to keep memory for, in each stripe. As many as the shards have room for if left out. */
   capacityColumns?: number;
-  /** What goes first when room is needed. */
-  policy?: EvictionPolicy;
+  /** What goes first when room is needed: a policy or its name, `hit-density` (the default) or `lru`. */
+  policy?: string | EvictionPolicy;
   /**
    * Longest that one evict or refill call waits for the shards, in milliseconds; what the runtime itself takes does not
    * count. Give calls that move much over a slow link more.
@@ -107,6 +107,8 @@ export interface SwDriverOptions {
   reportMs?: number;
   /** @internal For tests: bits of the hash of a column, of which fewer make collisions. */
   hashBits?: number;
+  /** @internal For simulations that have to be the same every time: the seed of that hash; random if left out. */
+  hashSeed?: number;
 }
 
 export interface ResumeOptions {
@@ -196,7 +198,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     this.#core = new DriverCore(
       {
         columnTokens,
-        policy: options.policy ?? lru,
+        policy: policyOf(options.policy),
         deadlineMs: options.deadlineMs ?? 1_000,
         pinDeadlineMs: options.pinDeadlineMs ?? 30_000,
         groups,
@@ -213,6 +215,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
           connectDeadlineMs: options.connectDeadlineMs ?? 5_000,
         })),
         ...(options.hashBits === undefined ? {} : { hashBits: options.hashBits }),
+        ...(options.hashSeed === undefined ? {} : { hashSeed: options.hashSeed }),
         model: model.id,
         expiryTickMs: options.expiryTickMs ?? 1_000,
         records,
@@ -588,6 +591,9 @@ function checkOptions(options: SwDriverOptions): void {
   }
   if (options.tagKey !== undefined && options.tagKey.length < 16) throw bad('tagKey: at least 16 bytes are needed');
 }
+
+const policyOf = (policy: string | EvictionPolicy = DEFAULT_POLICY): EvictionPolicy =>
+  typeof policy === 'string' ? policyNamed(policy) : policy;
 
 function checkCarrier(
   { memory, carrier, resume }: SwDriverOptions,

@@ -1,5 +1,6 @@
 import * as fc from 'fast-check';
 import { expect, test } from 'vitest';
+import { LruRanking } from '../../src/swdriver/eviction/lru.js';
 import { lru } from '../../src/swdriver/eviction_policy.js';
 import { NONE, type Node, PrefixMap, type PrefixMapOptions } from '../../src/swdriver/prefix_map.js';
 import { settings } from '../model/property_settings.js';
@@ -243,7 +244,21 @@ test('a use of what continued a column was a use of that column', () => {
 });
 
 test('a policy decides among leaves', () => {
-  const map = make({ policy: { name: 'most recently used', priority: ({ lastUse }) => -lastUse } });
+  class Newest extends LruRanking {
+    readonly #leaves = new Set<Node>();
+    override offer(node: Node): void {
+      super.offer(node);
+      this.#leaves.add(node);
+    }
+    override withdraw(node: Node): void {
+      super.withdraw(node);
+      this.#leaves.delete(node);
+    }
+    override victim(): Node {
+      return Math.max(NONE, ...this.#leaves);
+    }
+  }
+  const map = make({ policy: { name: 'newest', ranking: () => new Newest() } });
   const [first, second] = store(map, 'n', range(8)) as [Node, Node];
   const [third] = store(map, 'n', range(4, 50)) as [Node];
   expect([map.evictLeaf(ignore), map.evictLeaf(ignore), map.evictLeaf(ignore)]).toEqual([third, second, first]);
