@@ -204,11 +204,15 @@ export class DriverCore implements HitHost {
 
   /**
    * A slot for the part of a group that does not keep whole prefixes. What no prompt has needed yet makes room for what one
-   * does, and takes only what is free itself.
+   * does, and takes only what is free itself and not about to be needed.
    */
   claimWindowSlot(stripe: Stripe, group: number, needed: boolean): number | undefined {
     const owner = stripe.groups[group] as StripeGroup;
     const parts = this.#windows[stripe.index]?.[group] as WindowParts;
+    // What is still being stored cannot make room: an evict must not take with its first columns what the window where its
+    // prompt parted from others, and the one at its end, will need.
+    const reserve = owner.capacity < stripe.capacity ? 2 * (this.settings.groups[group] as Group).windowColumns : 0;
+    if (!needed && owner.freeSlots <= reserve) return undefined;
     for (;;) {
       const slot = owner.takeSlot();
       if (slot !== undefined) return slot;
