@@ -298,6 +298,8 @@ export class ColumnWriter {
       if (await written) index += 1;
       else if (!this.#canLack(claim, index)) return false;
       if (index >= claim.parts.length) return claim.parts.length > 0;
+      // Meanwhile the places of its other parts may have become another column's.
+      if (!this.holds(claim)) return false;
       written = this.#writePart(source, claim, claim.parts[index] as ClaimedPart);
     }
   }
