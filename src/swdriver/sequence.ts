@@ -383,6 +383,8 @@ export class Sequence {
       for (let column = first; column < to; column += 1) {
         // A verdict has come, or the sequence has ended.
         if (this.#proposedLength < (column + 1) * map.columnTokens || from + this.#ahead.length !== column) break;
+        // What it would continue has gone meanwhile, and its number may be another column's.
+        if (!map.isCurrent(this.#tip, this.#tipSerial)) break;
         const claim = this.#claimBehindTip(source, column, needed);
         if (!claim || claim instanceof StripeGroup) break;
         const ahead: AheadColumn = { claim, stored: false };
