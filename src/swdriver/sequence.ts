@@ -363,8 +363,10 @@ export class Sequence {
   /** Sends written columns and makes those visible that every shard has stored. */
   async #store(stripe: Stripe, claims: readonly Claim[], deadlineMs: number, last: boolean): Promise<readonly Claim[]> {
     const stored = await this.#writer.send(stripe, claims, deadlineMs, last);
-    for (const claim of stored) this.#writer.publish(claim);
-    return stored;
+    // Others have had their turns since the shards were heard: a column may have gone, and its number be another's.
+    const kept = stored.filter((claim) => this.#writer.holds(claim));
+    for (const claim of kept) this.#writer.publish(claim);
+    return kept;
   }
 
   /** Writes columns with proposed tokens, as far as no verdict comes meanwhile. Answers how many are stored. */
