@@ -215,8 +215,30 @@ export class Hit implements Disposable {
 
   /** Refills all groups, and answers how many columns the runtime can use. */
   async #refillGroups(sink: PieceSink, budget: Budget, transfers: Transfers): Promise<number> {
+    let whole = await this.#refillWhole(this.columns, sink, budget, transfers);
+    let columns = whole;
+    if (this.core.windowGroups.length === 0) return columns;
+    while (columns > 0) {
+      if (columns < this.columns) columns = this.#holdWindows(this.core.usableColumns(this.path, this.#sound(columns)));
+      if (columns < whole && this.core.settings.groups[0]?.windowColumns !== Number.POSITIVE_INFINITY) {
+        // A model that has only windows: those of a shorter prefix begin before what the sink has got.
+        whole = await this.#refillWhole(columns, sink, budget, transfers);
+        if (whole < columns) {
+          columns = whole;
+          continue;
+        }
+      }
+      const reached = await this.#refillWindows(columns, sink, budget, transfers);
+      if (reached === columns) break;
+      columns = reached;
+    }
+    return columns;
+  }
+
+  /** Refills the groups that keep whole prefixes. Answers how many of the columns the sink can go on from. */
+  async #refillWhole(most: number, sink: PieceSink, budget: Budget, transfers: Transfers): Promise<number> {
     const { groups } = this.core.settings;
-    let columns = this.columns;
+    let columns = most;
     for (let group = 0; group < groups.length && groups[group]?.keepsAll; group += 1) {
       for (;;) {
         const from = Math.max(0, columns - (groups[group] as Group).windowColumns);
@@ -226,13 +248,6 @@ export class Hit implements Disposable {
         // A shorter prefix of a model that has only windows needs columns before those that the sink has got.
         if (complete || from === 0) break;
       }
-    }
-    if (this.core.windowGroups.length === 0) return columns;
-    while (columns > 0) {
-      if (columns < this.columns) columns = this.#holdWindows(this.core.usableColumns(this.path, this.#sound(columns)));
-      const reached = await this.#refillWindows(columns, sink, budget, transfers);
-      if (reached === columns) break;
-      columns = reached;
     }
     return columns;
   }
