@@ -345,6 +345,23 @@ test('a stripe that goes while a runtime writes one group is not written to for 
   await world.finish();
 });
 
+test('a column that goes in the moment in which its evict ends does not count as stored', async () => {
+  const world = await over([FULL], { immediate: false });
+  const first = world.open('a', columns(1));
+  await world.served(world.evict(first.owner));
+  // The shard has lost what the second column continues, and says so together with the end of its evict.
+  world.loseSlot(0, 0);
+  const refill = world.refill(world.match(first.owner, columns(1)));
+  const { owner } = world.open('a', columns(2));
+  const evict = world.evict(owner);
+  await settled();
+  world.box.finishAll();
+  expect(await refill).toMatchObject({ columns: 0 });
+  expect(await evict).toMatchObject({ stored: 0, present: 1, dropped: 1 });
+  expect(world.driver.columns).toBe(0);
+  await world.finish();
+});
+
 test('a runtime that throws when it is asked for the place of one group loses no slot of another', async () => {
   const world = await over([FULL, DRAFT, { ...DRAFT, name: 'second' }], { memory: true, places: 4 });
   for (const at of [0, 1, 2]) {
