@@ -217,7 +217,7 @@ export class DriverCore implements HitHost {
       const slot = owner.takeSlot();
       if (slot !== undefined) return slot;
       const { victim } = parts;
-      if (!needed || victim === NONE) return undefined;
+      if (victim === NONE) return undefined;
       this.dropPart(victim, group);
       (this.groupStats[group] as GroupStats).partsDropped += 1;
     }
