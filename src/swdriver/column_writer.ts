@@ -72,14 +72,19 @@ export class ColumnWriter {
     const parts: ClaimedPart[] = [];
     for (let group = 0; group < slots.length; group += 1) {
       const slot = slots[group] as number;
-      const place = this.#placeFor(source, stripe, group, slot, index, generation, parts);
-      if (typeof place !== 'number') {
-        for (const part of parts) this.#giveUp(stripe, part);
-        for (let other = group + 1; other < slots.length; other += 1) {
-          this.#giveUp(stripe, { group: other, slot: slots[other] as number, place: NO_PLACE, needed: true });
+      let place: number | StripeGroup | undefined;
+      try {
+        place = this.#placeFor(source, stripe, group, slot, index, generation);
+      } finally {
+        // Also where the source threw.
+        if (typeof place !== 'number') {
+          for (const part of parts) this.#giveUp(stripe, part);
+          for (let other = group + 1; other < slots.length; other += 1) {
+            this.#giveUp(stripe, { group: other, slot: slots[other] as number, place: NO_PLACE, needed: true });
+          }
         }
-        return place;
       }
+      if (typeof place !== 'number') return place;
       parts.push({ group, slot, place, needed: true });
     }
     const { epoch } = stripe;
@@ -269,7 +274,7 @@ export class ColumnWriter {
       if (slot === undefined) continue;
       let place: number | StripeGroup | undefined;
       try {
-        place = this.#placeFor(source, stripe, group, slot, index, generation, []);
+        place = this.#placeFor(source, stripe, group, slot, index, generation);
       } catch (thrown) {
         this.abandon(claim);
         throw thrown;
@@ -299,7 +304,6 @@ export class ColumnWriter {
     slot: number,
     column: number,
     generation: number,
-    others: readonly ClaimedPart[],
   ): number | StripeGroup | undefined {
     const owner = stripe.groups[group] as StripeGroup;
     const byRuntime = owner.placedByRuntime && 'place' in source;
@@ -308,7 +312,6 @@ export class ColumnWriter {
       place = byRuntime ? this.#askPlace(source, this.#refOf(column, group, generation), group) : owner.takePlace(slot);
     } catch (thrown) {
       this.#giveUp(stripe, { group, slot, place: NO_PLACE, needed: true });
-      for (const part of others) this.#giveUp(stripe, part);
       throw thrown;
     }
     if (place !== undefined) return place;
@@ -353,6 +356,8 @@ export class ColumnWriter {
       if (await written) index += 1;
       else if (!this.#canLack(claim, index)) return false;
       if (index >= claim.parts.length) return this.#isWritten(claim);
+      // Meanwhile the places of its other parts may have become another column's.
+      if (!this.holds(claim)) return false;
       written = this.#writePart(source, claim, claim.parts[index] as ClaimedPart);
     }
   }

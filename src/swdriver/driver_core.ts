@@ -380,17 +380,24 @@ export class DriverCore implements HitHost {
 
   /**
    * A slot for the part of a group that does not keep whole prefixes. What no prompt has needed yet makes room for what one
-   * does, and takes only what is free itself.
+   * does, and takes only what is free itself and not about to be needed.
    */
   claimWindowSlot(tenant: Tenant, stripe: Stripe, group: number, needed: boolean): number | undefined {
     if (tenant.storedBytes + (this.#columnBytes[group] as number) > tenant.policy.quotaBytes) return undefined;
     const owner = stripe.groups[group] as StripeGroup;
     const parts = this.#windows[stripe.index]?.[group] as WindowParts;
+    const { windowColumns } = this.settings.groups[group] as Group;
+    // Of a group that sees all tokens the first columns are worth most: without them the others are of no use.
+    if (windowColumns === Number.POSITIVE_INFINITY) return owner.takeSlot();
+    // What is still being stored cannot make room: an evict must not take with its first columns what the window where its
+    // prompt parted from others, and the one at its end, will need.
+    const reserve = owner.capacity < stripe.capacity ? 2 * windowColumns : 0;
+    if (!needed && owner.freeSlots <= reserve) return undefined;
     for (;;) {
       const slot = owner.takeSlot();
       if (slot !== undefined) return slot;
       const { victim } = parts;
-      if (!needed || victim === NONE) return undefined;
+      if (victim === NONE) return undefined;
       this.dropPart(victim, group);
       (this.groupStats[group] as GroupStats).partsDropped += 1;
     }

@@ -132,8 +132,8 @@ export class Hit implements Disposable {
   #held = true;
   #pinned = true;
   #refills = 0;
-  /** Columns behind which the parts of windows are held. */
-  #windowsHeld = 0;
+  /** Columns of windows and optional groups whose parts are held, until the pin ends. */
+  #windowsHeld: { readonly group: number; readonly from: number; readonly end: number }[] = [];
   /** Columns that optional groups can serve, by group. */
   readonly #covered = new Map<number, number>();
   /** Stripes that hold columns of the path, and their epochs when it was matched. */
@@ -230,8 +230,30 @@ export class Hit implements Disposable {
 
   /** Refills all groups, and answers how many columns the runtime can use. */
   async #refillGroups(sink: PieceSink, budget: Budget, transfers: Transfers): Promise<number> {
+    let whole = await this.#refillWhole(this.columns, sink, budget, transfers);
+    let columns = whole;
+    if (this.core.windowGroups.length === 0) return columns;
+    while (columns > 0) {
+      if (columns < this.columns) columns = this.#holdWindows(this.core.usableColumns(this.path, this.#sound(columns)));
+      if (columns < whole && this.core.settings.groups[0]?.windowColumns !== Number.POSITIVE_INFINITY) {
+        // A model that has only windows: those of a shorter prefix begin before what the sink has got.
+        whole = await this.#refillWhole(columns, sink, budget, transfers);
+        if (whole < columns) {
+          columns = whole;
+          continue;
+        }
+      }
+      const reached = await this.#refillWindows(columns, sink, budget, transfers);
+      if (reached === columns) break;
+      columns = reached;
+    }
+    return columns;
+  }
+
+  /** Refills the groups that keep whole prefixes. Answers how many of the columns the sink can go on from. */
+  async #refillWhole(most: number, sink: PieceSink, budget: Budget, transfers: Transfers): Promise<number> {
     const { groups } = this.core.settings;
-    let columns = this.columns;
+    let columns = most;
     for (let group = 0; group < groups.length && groups[group]?.keepsAll; group += 1) {
       if (groups[group]?.internal) continue;
       for (;;) {
@@ -242,13 +264,6 @@ export class Hit implements Disposable {
         // A shorter prefix of a model that has only windows needs columns before those that the sink has got.
         if (complete || from === 0) break;
       }
-    }
-    if (this.core.windowGroups.length === 0) return columns;
-    while (columns > 0) {
-      if (columns < this.columns) columns = this.#holdWindows(this.core.usableColumns(this.path, this.#sound(columns)));
-      const reached = await this.#refillWindows(columns, sink, budget, transfers);
-      if (reached === columns) break;
-      columns = reached;
     }
     return columns;
   }
@@ -327,7 +342,14 @@ export class Hit implements Disposable {
   #unpin(): void {
     if (!this.#pinned) return;
     this.#pinned = false;
-    this.#holdWindows(0);
+    for (const { group, from, end } of this.#windowsHeld.splice(0)) {
+      for (let column = from; column < end; column += 1) {
+        // Where the column has gone the pin has gone with it.
+        if (!this.#current(column)) continue;
+        const node = this.path[column] as Node;
+        this.core.windowOf(node, group).unpin(node);
+      }
+    }
     const last = this.path.length - 1;
     if (last >= 0) this.core.map.unpin(this.path[last] as Node, this.serials[last] as number);
   }
@@ -340,29 +362,24 @@ export class Hit implements Disposable {
   }
 
   /**
-   * Holds the parts of windows and optional groups that a prefix of so many columns needs, and lets go of those that were
-   * held. Answers the number of columns.
+   * Holds the parts of windows and optional groups that a prefix of so many columns needs, besides those that are held
+   * already: another refill may be reading those. Answers the number of columns.
    */
   #holdWindows(columns: number): number {
     const { core, path } = this;
-    if (core.windowGroups.length === 0) return columns;
-    const before = this.#windowsHeld;
+    if (core.windowGroups.length === 0 || !this.#pinned) return columns;
     for (const group of core.windowGroups) {
       const { windowColumns, required } = core.settings.groups[group] as Group;
-      const covered = required ? before : (this.#covered.get(group) ?? 0);
-      for (let column = Math.max(0, covered - windowColumns); column < covered; column += 1) {
-        // Where the column has gone the pin has gone with it.
-        if (this.#current(column)) core.windowOf(path[column] as Node, group).unpin(path[column] as Node);
-      }
       const end = required ? columns : core.coveredColumns(path, columns, group);
       if (!required) this.#covered.set(group, end);
-      for (let column = Math.max(0, end - windowColumns); column < end; column += 1) {
+      const from = Math.max(0, end - windowColumns);
+      if (from < end) this.#windowsHeld.push({ group, from, end });
+      for (let column = from; column < end; column += 1) {
         const parts = core.windowOf(path[column] as Node, group);
         parts.pin(path[column] as Node);
         if (windowColumns !== Number.POSITIVE_INFINITY) parts.use(path[column] as Node);
       }
     }
-    this.#windowsHeld = columns;
     return columns;
   }
 

@@ -393,8 +393,10 @@ export class Sequence {
   /** Sends written columns and makes those visible that every shard has stored. */
   async #store(stripe: Stripe, claims: readonly Claim[], deadlineMs: number, last: boolean): Promise<readonly Claim[]> {
     const stored = await this.#writer.send(stripe, claims, deadlineMs, last);
-    for (const claim of stored) this.#writer.publish(claim);
-    return stored;
+    // Others have had their turns since the shards were heard: a column may have gone, and its number be another's.
+    const kept = stored.filter((claim) => this.#writer.holds(claim));
+    for (const claim of kept) this.#writer.publish(claim);
+    return kept;
   }
 
   /** Writes columns with proposed tokens, as far as no verdict comes meanwhile. Answers how many are stored. */
@@ -414,6 +416,8 @@ export class Sequence {
         // A verdict has come, or the sequence has ended.
         if (this.#proposedLength < (column + 1) * map.columnTokens || from + this.#ahead.length !== column) break;
         if (column >= this.#storeColumns) break;
+        // What it would continue has gone meanwhile, and its number may be another column's.
+        if (!map.isCurrent(this.#tip, this.#tipSerial)) break;
         const claim = this.#claimBehindTip(source, column, needed);
         if (!claim || claim instanceof StripeGroup) break;
         const ahead: AheadColumn = { claim, stored: false };

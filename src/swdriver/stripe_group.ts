@@ -393,13 +393,15 @@ export class StripeGroup {
     });
   }
 
-  /** The runtime's own memory of a place on every shard, in order. */
+  /** The runtime's own memory of a place on every shard, in order; empty where a shard holds none of the group. */
   runtimePieces(place: number): Uint8Array[] {
     const { regions, pieceBytes } = this.settings;
     if (!regions) throw localError('KVSS_BAD_INPUT', 'place: the memory of a carrier cannot be copied by the driver');
-    return regions.map(
-      ({ memory, strideBytes }, shard) => new Uint8Array(memory, place * strideBytes, pieceBytes[shard] as number),
-    );
+    return regions.map(({ memory, strideBytes }, shard) => {
+      const bytes = pieceBytes[shard] as number;
+      // The memory for a shard without layers of the group may be empty.
+      return bytes === 0 ? NO_BYTES : new Uint8Array(memory, place * strideBytes, bytes);
+    });
   }
 
   /** Bytes of pieces that this process has sent and received for the stripe since it was up. */

@@ -40,7 +40,8 @@ export class PatientRequest implements EmulatedRequest {
   onSpoilt: (column: number) => void = () => {};
   readonly source: PieceSource;
   readonly sink: PieceSink;
-  readonly #seen: Seen[] = [];
+  /** What has been read last of each part. */
+  readonly #seen = new Map<string, Seen>();
 
   /** @internal */
   constructor(
@@ -54,18 +55,22 @@ export class PatientRequest implements EmulatedRequest {
 
   accept(columns: number): void {
     const { stats } = this.runtime;
-    for (const { pieces, mismatches } of this.#seen.slice(0, columns)) {
+    for (const [part, { column, pieces, mismatches }] of [...this.#seen]) {
+      // What came behind the prefix that the runtime goes on from is void.
+      if (column.index >= columns) {
+        this.#seen.delete(part);
+        continue;
+      }
       const bytes = pieces.reduce((sum, piece) => sum + piece.length, 0);
       stats.mismatches += mismatches;
       stats.bytesVerified += bytes;
       stats.linesVerified += bytes / LINE_BYTES;
     }
-    this.#seen.length = Math.min(this.#seen.length, columns);
   }
 
   /** Whether the columns that were accepted are in their slots as they were read. */
   stillRight(): boolean {
-    return this.#seen.every((seen) => this.#mismatches(seen) === 0);
+    return [...this.#seen.values()].every((seen) => this.#mismatches(seen) === 0);
   }
 
   compute(): void {}
@@ -86,7 +91,7 @@ export class PatientRequest implements EmulatedRequest {
 
   async #read(column: ColumnRef, pieces: readonly Uint8Array[]): Promise<void> {
     const seen: Seen = { column, pieces, mismatches: 0 };
-    this.#seen[column.index] = seen;
+    this.#seen.set(`${column.group} ${column.index}`, seen);
     for (const last of [false, true]) {
       if (last) await this.#pause();
       seen.mismatches = this.#mismatches(seen);
@@ -105,7 +110,7 @@ export class PatientRequest implements EmulatedRequest {
   }
 
   #stampOf(column: ColumnRef, shard: number): Stamp {
-    const { tenantTag, generation, index } = column;
-    return { tenantTag, columnKey: this.keys[index] as bigint, generation, shard };
+    const { tenantTag, generation, index, group } = column;
+    return { tenantTag, columnKey: this.keys[index] as bigint, generation, shard, group };
   }
 }

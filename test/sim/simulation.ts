@@ -5,6 +5,7 @@ import { KvssDaemon } from '../../src/kvss/daemon.js';
 import { FrameType } from '../../src/proto/frames.js';
 import { LaneKind } from '../../src/proto/generated.js';
 import type { Hit } from '../../src/swdriver/hit.js';
+import type { Model } from '../../src/swdriver/model.js';
 import { SwDriver } from '../../src/swdriver/sw_driver.js';
 import type { EmulatedRuntime } from '../../src/wafer/emulated_runtime.js';
 import { RemoteWafer } from '../../src/wafer/remote_wafer.js';
@@ -28,6 +29,8 @@ export interface Totals {
   columnsStored: number;
   columnsVerified: number;
   linesVerified: number;
+  /** Parts of drafts and windows that runtimes got back. */
+  groupParts: number;
   misses: number;
   /** Columns that were spoilt while a runtime was reading them, for a reason: they must not count. */
   columnsVoid: number;
@@ -48,6 +51,7 @@ export function noTotals(): Totals {
     columnsStored: 0,
     columnsVerified: 0,
     linesVerified: 0,
+    groupParts: 0,
     misses: 0,
     columnsVoid: 0,
     earlyReleases: 0,
@@ -75,6 +79,9 @@ const MOST_TURNS_TO_REST = 400_000;
 /** More than anything waits for: retries, deadlines and silences together. */
 const LONGEST_REST_MS = 120_000;
 
+/** Groups besides the first; the memory of emulated wafers has pieces of one group. */
+const GROUPS = [[], [], ['draft'], ['sliding'], ['draft', 'sliding']] as const;
+
 /** How a seed's world is built. */
 export interface Shape {
   link: 'shm' | 'stream';
@@ -94,6 +101,8 @@ export interface Shape {
   hashBits: number;
   /** Whether runtimes without memory of their own take their time to read and write slots. */
   patient: boolean;
+  /** What the model has besides the layers that see all tokens. */
+  groups: readonly ('draft' | 'sliding')[];
 }
 
 function shapeOf(random: Random, seed: number): Shape {
@@ -118,6 +127,7 @@ function shapeOf(random: Random, seed: number): Shape {
     placeBytes: random.between(1, 8) * 64,
     faults: random.pick(['none', 'few', 'many', 'many'] as const),
     ...later(new Random(seed ^ 0x5bd1e995), memory),
+    groups: memory === 'none' ? new Random(seed ^ 0x27d4eb2f).pick(GROUPS) : [],
   };
 }
 
@@ -233,13 +243,30 @@ export class Simulation {
     return BYTES_PER_TOKEN.slice(0, striping === 'across' ? daemons * shardsPerDaemon : shardsPerDaemon);
   }
 
+  /** Layers of the model, and the bytes that they take: a draft is not on every shard. */
+  #layers(): Pick<Model, 'bytesPerToken' | 'groups'> {
+    const bytesPerToken = this.#bytesPerToken();
+    const { groups } = this.#shape;
+    if (groups.length === 0) return { bytesPerToken };
+    const draft = { name: 'draft', bytesPerToken: bytesPerToken.map((_, shard) => (shard % 2 === 0 ? 16 : 0)) };
+    const sliding = {
+      ...{ name: 'sliding', bytesPerToken: bytesPerToken.map(() => 32) },
+      ...{ windowTokens: COLUMN_TOKENS + 1, capacityShare: 0.5 },
+    };
+    const others = groups.map((name) => (name === 'draft' ? draft : sliding));
+    return { groups: [{ name: 'full', bytesPerToken }, ...others] };
+  }
+
   async #start(daemon: SimDaemon): Promise<void> {
     const { shardsPerDaemon } = this.#shape;
     daemon.starting = true;
     daemon.process = new Process(daemon.process.name);
     this.#kernel.current = daemon.process;
     // Grants are whole pages: enough for all drivers and for the sessions that dead ones have left.
-    const shards = Array.from({ length: shardsPerDaemon }, () => ({ budget: 4096 * 16 }));
+    const shards = Array.from({ length: shardsPerDaemon }, () => ({
+      // Several groups leave room for pages that may be huge ones.
+      budget: this.#shape.groups.length > 0 ? 2 ** 26 : 4096 * 16,
+    }));
     const started = KvssDaemon.start({
       socket: `${SOCKETS}${daemon.address}`,
       shards,
@@ -315,7 +342,7 @@ export class Simulation {
         revision: '1',
         dtype: 'stamp',
         layout: 'line64',
-        bytesPerToken,
+        ...this.#layers(),
         columnTokens: COLUMN_TOKENS,
       },
     });
@@ -690,6 +717,7 @@ export class Simulation {
     for (const { driver, wafer, runtime, carrier } of this.#drivers.splice(0)) {
       this.totals.linesVerified += runtime.stats.linesVerified;
       this.totals.collisions += driver.collisions;
+      for (const { partsRefilled } of driver.groupStats.slice(1)) this.totals.groupParts += partsRefilled;
       await driver.close();
       await wafer?.close();
       if (carrier?.process.alive) await this.#until(carrier.server.stop());
