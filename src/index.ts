@@ -15,6 +15,7 @@ export type { DriverStats, GroupStats } from './swdriver/driver_stats.js';
 export {
   type EvictionPolicy,
   hitDensity,
+  hitDensityByCost,
   type LeafRanking,
   lru,
   POLICY_NAMES,

@@ -25,6 +25,8 @@ export interface DriverCoreSettings {
   /** Those that keep whole prefixes first. */
   readonly groups: readonly Group[];
   readonly policy: EvictionPolicy;
+  /** Whether tenants above an equal share make room for those below theirs. */
+  readonly fairShares: boolean;
   readonly deadlineMs: number;
   readonly pinDeadlineMs: number;
   /** Places in the memory of the runtime or its carrier, for each group; 0 where it has none. */
@@ -44,6 +46,9 @@ export interface DriverCoreSettings {
 
 /** Why columns go. */
 export type Reason = Exclude<ColumnState, 'stored'> | 'forgotten';
+
+/** How often it is asked which tenant has most before it is looked for again. */
+const LOOKS_FOR_ONE_SEARCH = 64;
 
 /** What a sequence asks of the map. */
 export interface Lookup {
@@ -95,6 +100,11 @@ export class DriverCore implements HitHost {
   readonly #expiry: Expiry;
   /** Tenants by the negated root of a namespace. */
   readonly #tenants: (Tenant | undefined)[] = [];
+  /** Bytes of all tenants, and how many of them have any. */
+  #storedBytes = 0;
+  #owners = 0;
+  #largest: Tenant | undefined;
+  #looksLeft = 0;
   /** Adapters likewise. */
   readonly #adapters: string[] = [];
   #generation = 0;
@@ -351,14 +361,40 @@ export class DriverCore implements HitHost {
       const stripe = this.#roomiestStripe();
       if (!stripe) return undefined;
       if (stripe.freeSlots > 0) return { stripe, slots: this.#takeSlots(stripe) };
+      if (this.settings.fairShares && this.#evictFairly(tenant)) continue;
       // The victim's slots come back through #discard, unless something in flight still touches them.
       if (this.#map.evictLeaf((node) => this.#discard(node, 'evicted')) === NONE) return undefined;
       this.stats.columnsDeleted += 1;
     }
   }
 
+  /**
+   * Has the tenant make room that has most, where that is above an equal share; a tenant that is above its own makes room
+   * for itself. Answers false where the policy may as well decide.
+   */
+  #evictFairly(tenant: Tenant): boolean {
+    const share = this.#storedBytes / (this.#owners + (tenant.storedBytes === 0 ? 1 : 0));
+    if (tenant.storedBytes > share) return this.#evictFrom(tenant, 'evicted');
+    const largest = this.#largestTenant();
+    return largest !== undefined && largest.storedBytes > share && this.#evictFrom(largest, 'evicted');
+  }
+
+  /** The tenant that has most, or had when it was looked for last: that takes time, and changes slowly. */
+  #largestTenant(): Tenant | undefined {
+    if (this.#looksLeft > 0) {
+      this.#looksLeft -= 1;
+      return this.#largest;
+    }
+    this.#looksLeft = LOOKS_FOR_ONE_SEARCH;
+    this.#largest = undefined;
+    for (const each of this.#tenants) {
+      if (each && each.storedBytes > (this.#largest?.storedBytes ?? 0)) this.#largest = each;
+    }
+    return this.#largest;
+  }
+
   /** Has the column of a tenant make room that the policy likes least. Answers false where all are pinned. */
-  #evictFrom(tenant: Tenant): boolean {
+  #evictFrom(tenant: Tenant, reason: Reason = 'refused'): boolean {
     // The policy ranks the columns of one namespace; between those of the adapters of a tenant the last use decides.
     let first: Node = NONE;
     let usedAt = Number.POSITIVE_INFINITY;
@@ -369,7 +405,7 @@ export class DriverCore implements HitHost {
       usedAt = this.ledger.usedAt(victim);
     }
     if (first === NONE) return false;
-    this.#map.evictLeaf((node) => this.#discard(node, 'refused'), first);
+    this.#map.evictLeaf((node) => this.#discard(node, reason), first);
     this.stats.columnsDeleted += 1;
     return true;
   }
@@ -548,7 +584,12 @@ export class DriverCore implements HitHost {
   /** Counts the bytes of a part for the tenant of its column, or no more. */
   #charge(node: Node, group: number, sign: 1 | -1): void {
     const tenant = this.#tenants[-this.ledger.root(node)];
-    if (tenant) tenant.storedBytes += sign * (this.#columnBytes[group] as number);
+    if (!tenant) return;
+    const bytes = sign * (this.#columnBytes[group] as number);
+    if (tenant.storedBytes === 0) this.#owners += 1;
+    tenant.storedBytes += bytes;
+    this.#storedBytes += bytes;
+    if (tenant.storedBytes === 0) this.#owners -= 1;
   }
 
   /** The record of a column, where it lies in memory of this process. */

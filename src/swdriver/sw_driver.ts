@@ -45,8 +45,13 @@ export interface SwDriverOptions {
   striping?: 'across' | 'within';
   /** Most columns to keep memory for, in each stripe. As many as the shards have room for if left out. */
   capacityColumns?: number;
-  /** What goes first when room is needed: a policy or its name, `hit-density` (the default) or `lru`. */
+  /** What goes first when room is needed: a policy or its name, `hit-density` (the default), `hit-density-by-cost` or `lru`. */
   policy?: string | EvictionPolicy;
+  /**
+   * Whether tenants get equal shares of the memory where they want more than there is: the one that has most, above its
+   * share, makes room for one below its own. Without it the policy alone decides, whoever's the columns are.
+   */
+  fairShares?: boolean;
   /**
    * Longest that one evict or refill call waits for the shards, in milliseconds; what the runtime itself takes does not
    * count. Give calls that move much over a slow link more.
@@ -199,6 +204,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
       {
         columnTokens,
         policy: policyOf(options.policy),
+        fairShares: options.fairShares ?? false,
         deadlineMs: options.deadlineMs ?? 1_000,
         pinDeadlineMs: options.pinDeadlineMs ?? 30_000,
         groups,
