@@ -60,6 +60,7 @@ export interface ChannelMessages {
   'kvss:stripe': StripeMessage;
 }
 
+/** Names of the channels. */
 export type ChannelName = keyof ChannelMessages;
 
 // Made once: looking a channel up by its name costs more than asking whether anybody listens.
