@@ -59,8 +59,7 @@ async function prefill(sequence, prompt) {
   const request = new Request(prompt);
   const hit = sequence.match(prompt);
   // Tokens that need not be computed. Never more than hit.tokens, fewer where a shard has gone meanwhile.
-  const { tokens } = await hit.refill(request);
-  hit.release();
+  const { tokens } = await hit.refill(request).finally(() => hit.release());
   // Here the runtime computes the prompt from `tokens` on.
   const { stored, present } = await sequence.evict(request);
   return `${tokens} of ${prompt.length} tokens from the cache, ${stored} columns stored, ${present} were there`;

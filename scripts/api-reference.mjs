@@ -28,6 +28,11 @@ const project = api.updateSnapshot({ openProject: `${root}tsconfig.build.json` }
 const { checker, program } = project;
 const undocumented = [];
 
+const index = program.getSourceFile(`${root}src/index.ts`);
+const everything = checker.getExportsOfModule(checker.getSymbolAtLocation(index));
+const exportedNames = new Set(everything.map(({ name }) => name));
+const sections = new Map(SECTIONS.map(([title]) => [title, []]));
+
 /** Text of the last doc comment before a node; tags are left to `isInternal`. */
 function docOf(node) {
   const { text } = node.getSourceFile();
@@ -75,9 +80,29 @@ function item(signature, doc) {
   return `- \`${signature}\`${text}\n`;
 }
 
+/** The declaration of a type of this package that is not exported. */
+function hiddenDeclaration(type) {
+  const symbol = checker.getTypeFromTypeNode(type)?.getSymbol();
+  const declaration = symbol?.declarations[0]?.resolve();
+  const ours = declaration?.getSourceFile().fileName.startsWith(`${root}src/`);
+  return ours && !exportedNames.has(symbol.name) ? declaration : undefined;
+}
+
+/** What a class or an interface extends and implements, as far as others can see it. */
+function heritageOf(node) {
+  const clauses = (node.heritageClauses ?? []).map((clause) => {
+    const types = clause.types.filter((type) => !hiddenDeclaration(type)).map((type) => type.getText());
+    const word = clause.token === SyntaxKind.ExtendsKeyword ? 'extends' : 'implements';
+    return types.length === 0 ? '' : ` ${word} ${types.join(', ')}`;
+  });
+  return clauses.join('');
+}
+
 /** Members of a class or an interface that others may use, in the order of the source. */
 function membersOf(node, name) {
-  const items = [];
+  const extended = (node.heritageClauses ?? []).filter(({ token }) => token === SyntaxKind.ExtendsKeyword);
+  const hidden = extended.flatMap(({ types }) => types.map(hiddenDeclaration)).filter((base) => base !== undefined);
+  const items = hidden.flatMap((base) => membersOf(base, name));
   for (const member of node.members) {
     if (member.kind === SyntaxKind.Constructor) {
       for (const parameter of member.parameters) {
@@ -124,13 +149,13 @@ function describe(name, node) {
   const doc = docOf(statement);
   if (doc === '') undocumented.push(name);
   const parts = [`### ${name}\n`, `${doc}\n`];
-  const heritage = (node.heritageClauses ?? []).map((clause) => clause.getText()).join(' ');
+  const heritage = heritageOf(node);
   switch (node.kind) {
     case SyntaxKind.ClassDeclaration:
-      parts.push(code(`class ${name}${heritage === '' ? '' : ` ${heritage}`}`), membersOf(node, name).join(''));
+      parts.push(code(`class ${name}${heritage}`), membersOf(node, name).join(''));
       return { kind: 'class', parts };
     case SyntaxKind.InterfaceDeclaration:
-      parts.push(code(`interface ${name}${heritage === '' ? '' : ` ${heritage}`}`), membersOf(node, name).join(''));
+      parts.push(code(`interface ${name}${heritage}`), membersOf(node, name).join(''));
       return { kind: 'interface', parts };
     case SyntaxKind.FunctionDeclaration:
       parts.push(code(signatureOf(node)));
@@ -153,9 +178,7 @@ function describe(name, node) {
   }
 }
 
-const index = program.getSourceFile(`${root}src/index.ts`);
-const sections = new Map(SECTIONS.map(([title]) => [title, []]));
-for (const exported of checker.getExportsOfModule(checker.getSymbolAtLocation(index))) {
+for (const exported of everything) {
   const symbol = (exported.flags & SymbolFlags.Alias) === 0 ? exported : checker.getAliasedSymbol(exported);
   const node = symbol.declarations[0].resolve();
   const path = relative(root, node.getSourceFile().fileName);

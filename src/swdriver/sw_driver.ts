@@ -209,7 +209,8 @@ export class SwDriver extends EventEmitter<SwDriverEvents> implements AsyncDispo
 
   /**
    * Connects to all daemons. Rejects with a KvssError that names the cause where one of them cannot be reached or has
-   * no room, unless `lazy` is set.
+   * no room, unless `lazy` is set: KVSS_UNREACHABLE, KVSS_TIMEOUT, KVSS_NO_MEMORY, or what the daemon refuses it for. Rejects
+   * with KVSS_BAD_INPUT that names the key for options that make no sense.
    */
   static async connect(options: SwDriverOptions): Promise<SwDriver> {
     checkOptions(options);
@@ -236,7 +237,8 @@ export class SwDriver extends EventEmitter<SwDriverEvents> implements AsyncDispo
 
   /**
    * Begins a sequence of a tenant. `adapter` names what else changes the KV state of the same tokens, such as a LoRA
-   * adapter: sequences with different ones never share a column.
+   * adapter: sequences with different ones never share a column. Throws KVSS_BAD_INPUT for an empty `isolationId`, KVSS_CLOSED
+   * after close().
    */
   openSequence(options: { isolationId: string; adapter?: string }): Sequence {
     if (this.#closed) throw localError('KVSS_CLOSED', 'the driver is closed');
@@ -248,7 +250,8 @@ export class SwDriver extends EventEmitter<SwDriverEvents> implements AsyncDispo
 
   /**
    * Forgets every column of a tenant that can be found and has the shards overwrite them with zeros. No match finds them from this moment
-   * on; resolves with their number when they have been scrubbed.
+   * on; resolves with their number when they have been scrubbed, or the deadline has passed. Rejects with KVSS_BAD_INPUT for an
+   * empty `isolationId`.
    */
   async forget(options: { isolationId: string }): Promise<number> {
     checkIsolationId(options.isolationId);
@@ -256,7 +259,7 @@ export class SwDriver extends EventEmitter<SwDriverEvents> implements AsyncDispo
     return tenant ? this.#core.forget(tenant) : 0;
   }
 
-  /** What the driver has counted so far. */
+  /** What the driver has counted so far: a copy. */
   get stats(): Readonly<DriverStats> {
     return { ...this.#core.stats };
   }
@@ -362,7 +365,10 @@ export class SwDriver extends EventEmitter<SwDriverEvents> implements AsyncDispo
     };
   }
 
-  /** Leaves the daemons, which scrub and take back the memory. Calls in flight end as misses. */
+  /**
+   * Leaves the daemons, which scrub and take back the memory; that may still go on when this resolves. Calls in flight end as
+   * misses, and later ones find and store nothing.
+   */
   async close(): Promise<void> {
     this.#closed = true;
     this.#cancelReport?.();

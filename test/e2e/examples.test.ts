@@ -79,7 +79,8 @@ const TELLING: Record<string, readonly string[]> = {
 const UNFINISHED = ['resume'];
 
 describe('the examples', () => {
-  test.each(Object.keys(TELLING))('%s runs, cleans up and shows what it is there to show', async (name) => {
+  // At once: most of what they take is that Node starts.
+  test.concurrent.each(Object.keys(TELLING))('%s runs, cleans up and shows what it is there to show', async (name) => {
     const { stdout, ...ended } = await run(`examples/${name}.mjs`);
     expect(ended).toEqual({ code: 0, signal: null, stderr: '' });
     expect(TELLING[name]?.filter((line) => !stdout.includes(line))).toEqual([]);

@@ -21,6 +21,5 @@ test('docs/API.md is up to date and everything that is exported has a doc commen
     cwd: root,
     encoding: 'utf8',
   });
-  expect(stderr).toBe('');
-  expect(status).toBe(0);
+  expect(status, stderr).toBe(0);
 });
