@@ -37,7 +37,7 @@ async function store(isolationId, options) {
 }
 
 // region code
-// From code, in this driver only. Both TTL modes, a quota and a label for metrics in place of the tenant's name.
+// From code, in this driver only. A tenant's own policy takes the place of the default as a whole.
 driver.policies.setDefault({ ttl: { mode: 'last-use', seconds: 3600 } });
 driver.policies.set('acme', { ttl: { mode: 'first-use', seconds: 1 }, quotaBytes: '128KiB', tenantClass: 'gold' });
 // endregion
