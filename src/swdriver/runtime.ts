@@ -17,6 +17,7 @@ export interface ColumnRef {
  * at byte `p * regions[s].strideBytes` of `regions[s].memory`.
  */
 export interface ColumnMemory {
+  /** Columns that there is room for, numbered from 0. */
   readonly places: number;
   /** One region for each member of a stripe. */
   readonly regions: readonly { readonly memory: ArrayBuffer; readonly strideBytes: number }[];

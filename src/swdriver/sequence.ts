@@ -118,7 +118,7 @@ export class Sequence {
    * the same. `storeUpTo`: tokens from the start of the prompt of which columns may be stored, such as the head that
    * prompts share; what the user typed then stays out. `protectTokens`: tokens from the start of the prompt of which columns
    * go only when nothing else can make room, such as a system prompt and its tools. Throws KVSS_BAD_INPUT for spans that are
-   * not within the prompt.
+   * not within the prompt, and while an evict of this sequence runs; KVSS_CLOSED after close().
    */
   match(prompt: Uint32Array, options: MatchOptions = {}): Hit {
     this.#checkOpen();
@@ -196,8 +196,9 @@ export class Sequence {
 
   /**
    * Stores every full column that the cache has not got, from the first missing one, and writes columns with proposed
-   * tokens ahead. Resolves when they are visible to others, or have failed. Calls wait for each other. Throws only what the
-   * source throws; what was written before that is kept.
+   * tokens ahead. Resolves when they are visible to others, or have failed. Calls wait for each other. `deadlineMs`: in place of
+   * the driver's. Rejects only with what the source throws; what was written before that is kept. Throws KVSS_BAD_INPUT for
+   * a source that does not fit the runtime's memory, and KVSS_CLOSED after close().
    */
   evict(source: PieceSource, options: { deadlineMs?: number } = {}): Promise<EvictResult> {
     this.#checkOpen();

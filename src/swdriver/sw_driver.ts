@@ -31,11 +31,13 @@ import { Tenant } from './tenant.js';
 import { TenantPolicies } from './tenant_policies.js';
 import { TenantTags } from './tenant_tags.js';
 
+/** How a driver is connected. Only `daemons` and `model` have to be given. */
 export interface SwDriverOptions {
   /**
    * Where the daemons are: the path of a Unix socket for shared memory, or `tcp://HOST:PORT` or `unix:PATH` for streams.
    */
   daemons: readonly string[];
+  /** What the pieces are, and of which sizes. */
   model: Model;
   /**
    * Where a column lives: `across` the shards of all daemons (the default; it is lost when any of them goes), or
@@ -54,12 +56,12 @@ export interface SwDriverOptions {
   fairShares?: boolean;
   /**
    * Longest that one evict or refill call waits for the shards, in milliseconds; what the runtime itself takes does not
-   * count. Give calls that move much over a slow link more.
+   * count. Give calls that move much over a slow link more. 1,000 if left out.
    */
   deadlineMs?: number;
-  /** Longest that a hit stays pinned, in milliseconds. */
+  /** Longest that a hit stays pinned, in milliseconds. 30,000 if left out. */
   pinDeadlineMs?: number;
-  /** Longest that connecting to a daemon, or one of its answers, may take, in milliseconds. */
+  /** Longest that connecting to a daemon, or one of its answers, may take, in milliseconds. 5,000 if left out. */
   connectDeadlineMs?: number;
   /**
    * Same host only: longest that a call keeps the event loop while it looks for the answer of engines that are awake, in
@@ -68,7 +70,7 @@ export interface SwDriverOptions {
   spinUs?: number;
   /** Start also while daemons cannot be reached, and keep trying. Everything is a miss until then. */
   lazy?: boolean;
-  /** Operations that each queue of each shard holds. A power of two. */
+  /** Operations that each queue of each shard holds. A power of two; 1,024 if left out. */
   ringEntries?: number;
   /** Key of the tenants' tags; random if left out. At least 16 bytes. */
   tagKey?: Uint8Array;
@@ -92,6 +94,7 @@ export interface SwDriverOptions {
   token?: string;
   /** How daemons are reached, instead of by their addresses. */
   connector?: Connector;
+  /** Time for deadlines, pins and expiry; for tests and simulations. */
   clock?: Clock;
   /**
    * Policies of tenants, kept by the embedder, in place of the driver's own `policies`. What daemons say counts as well; of
@@ -141,10 +144,12 @@ export interface GroupInfo {
   readonly pieceBytes: readonly number[];
   /** Last columns of a prefix that a hit needs; infinite for layers that see all tokens. */
   readonly windowColumns: number;
+  /** Whether a prefix can be used only where this group has what it needs. */
   readonly required: boolean;
 }
 
-interface Events {
+/** Events of a SwDriver, with what their listeners get. */
+export interface SwDriverEvents {
   /** A stripe can be used, from now on and with nothing in it. */
   up: [stripe: number];
   /** A stripe is gone, with all that it held. The driver goes on with the rest and keeps trying to get it back. */
@@ -159,7 +164,7 @@ interface Events {
  * The library inside an inference runtime: decides what is kept, finds the longest cached prefix of a prompt, and moves
  * columns. Lookups cost no round trip. Nothing in it throws because a cache is gone: that is a miss.
  */
-export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
+export class SwDriver extends EventEmitter<SwDriverEvents> implements AsyncDisposable {
   readonly #core: DriverCore;
   readonly #modelPart: string;
   /** Namespaces of tenants without an adapter, as strings that have been put together and hashed once. */
@@ -263,7 +268,8 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
 
   /**
    * Connects to all daemons. Rejects with a KvssError that names the cause where one of them cannot be reached or has
-   * no room, unless `lazy` is set.
+   * no room, unless `lazy` is set: KVSS_UNREACHABLE, KVSS_TIMEOUT, KVSS_NO_MEMORY, or what the daemon refuses it for. Rejects
+   * with KVSS_BAD_INPUT that names the key for options that make no sense.
    */
   static connect(options: SwDriverOptions): Promise<SwDriver> {
     return SwDriver.#start(options, (stripe) => stripe.open());
@@ -309,7 +315,8 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
 
   /**
    * Begins a sequence of a tenant. `adapter` names what else changes the KV state of the same tokens, such as a LoRA
-   * adapter: sequences with different ones never share a column.
+   * adapter: sequences with different ones never share a column. Throws KVSS_BAD_INPUT for an empty `isolationId`, KVSS_CLOSED
+   * after close().
    */
   openSequence(options: { isolationId: string; adapter?: string }): Sequence {
     if (this.#closed) throw localError('KVSS_CLOSED', 'the driver is closed');
@@ -321,7 +328,8 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
 
   /**
    * Forgets every column of a tenant that can be found and has the shards overwrite them with zeros. No match finds them from this moment
-   * on; resolves with their number when they have been scrubbed.
+   * on; resolves with their number when they have been scrubbed, or the deadline has passed. Rejects with KVSS_BAD_INPUT for an
+   * empty `isolationId`.
    */
   async forget(options: { isolationId: string }): Promise<number> {
     checkIsolationId(options.isolationId);
@@ -334,7 +342,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     return this.#resumed;
   }
 
-  /** What the driver has counted so far. */
+  /** What the driver has counted so far: a copy. */
   get stats(): Readonly<DriverStats> {
     return { ...this.#core.stats };
   }
@@ -394,6 +402,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     }));
   }
 
+  /** Tokens of a column. */
   get columnTokens(): number {
     return this.#core.settings.columnTokens;
   }
@@ -444,8 +453,9 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   }
 
   /**
-   * Leaves the daemons, which scrub and take back the memory. Calls in flight end as misses. With `park` a driver with a
-   * `resume` key has them keep it for the next one, as if it had died.
+   * Leaves the daemons, which scrub and take back the memory; that may still go on when this resolves. Calls in flight end as
+   * misses, and later ones find and store nothing. With `park` a driver with a `resume` key has them keep it for the next
+   * one, as if it had died.
    */
   async close(options: { park?: boolean } = {}): Promise<void> {
     this.#closed = true;
