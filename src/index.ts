@@ -49,6 +49,8 @@ export type { ColumnMemory, ColumnRef, PieceSink, PieceSource } from './swdriver
 export type { EvictResult, MatchOptions, Sequence } from './swdriver/sequence.js';
 export {
   type GroupInfo,
+  type Resumed,
+  type ResumeOptions,
   SwDriver,
   type SwDriverEvents,
   type SwDriverOptions,

@@ -427,8 +427,6 @@ export class DriverCore implements HitHost {
     const owner = stripe.groups[group] as StripeGroup;
     const parts = this.#windows[stripe.index]?.[group] as WindowParts;
     const { windowColumns } = this.settings.groups[group] as Group;
-    // Of a group that sees all tokens the first columns are worth most: without them the others are of no use.
-    if (windowColumns === Number.POSITIVE_INFINITY) return owner.takeSlot();
     // What is still being stored cannot make room: an evict must not take with its first columns what the window where its
     // prompt parted from others, and the one at its end, will need.
     const reserve = owner.capacity < stripe.capacity ? 2 * windowColumns : 0;
@@ -438,8 +436,21 @@ export class DriverCore implements HitHost {
       if (slot !== undefined) return slot;
       const { victim } = parts;
       if (victim === NONE) return undefined;
-      this.dropPart(victim, group);
+      // Of a group that sees all tokens the last columns go first: without those before them they are of no use.
+      this.dropPart(
+        windowColumns === Number.POSITIVE_INFINITY ? this.#lastWithPart(victim, group, parts) : victim,
+        group,
+      );
       (this.groupStats[group] as GroupStats).partsDropped += 1;
+    }
+  }
+
+  /** The last column that continues one with parts of a group that may go. */
+  #lastWithPart(node: Node, group: number, parts: WindowParts): Node {
+    for (let last = node; ; ) {
+      const next = this.#map.children(last).find((child) => this.#map.hasPart(child, group) && parts.mayGo(child));
+      if (next === undefined) return last;
+      last = next;
     }
   }
 

@@ -35,6 +35,7 @@ export const DEFAULT_POLICY = hitDensity;
 
 const POLICIES: readonly EvictionPolicy[] = [hitDensity, hitDensityByCost, lru];
 
+/** Names of the policies that there are, the default first. */
 export const POLICY_NAMES: readonly string[] = POLICIES.map(({ name }) => name);
 
 /** The policy of a name. Throws KVSS_BAD_INPUT where there is none, naming those that there are. */

@@ -3,6 +3,7 @@ import { hashText, PromptFingerprints } from './accounting/prompt_fingerprints.j
 import { type Claim, ColumnWriter } from './column_writer.js';
 import { type ContentSpan, SpanList } from './contents.js';
 import type { DriverCore } from './driver_core.js';
+import { checkKeys } from './driver_options.js';
 import type { Hit } from './hit.js';
 import type { Group } from './model.js';
 import { NONE, type Node } from './prefix_map.js';
@@ -23,9 +24,16 @@ export interface EvictResult {
   ahead: number;
 }
 
+const NO_OPTIONS: MatchOptions = {};
+const MATCH_OPTIONS: Readonly<Record<keyof MatchOptions, true>> = { spans: true, storeUpTo: true, protectTokens: true };
+
+/** What a prompt is besides its tokens; see Sequence.match. */
 export interface MatchOptions {
+  /** Tokens of the prompt that stand for something else, such as an image. */
   spans?: readonly ContentSpan[];
+  /** Tokens from the start of the prompt of which columns may be stored. All if left out. */
   storeUpTo?: number;
+  /** Tokens from the start of the prompt of which columns go last when room is needed. 0 if left out. */
   protectTokens?: number;
 }
 
@@ -120,9 +128,12 @@ export class Sequence {
    * go only when nothing else can make room, such as a system prompt and its tools. Throws KVSS_BAD_INPUT for spans that are
    * not within the prompt, and while an evict of this sequence runs; KVSS_CLOSED after close().
    */
-  match(prompt: Uint32Array, options: MatchOptions = {}): Hit {
+  match(prompt: Uint32Array, options: MatchOptions = NO_OPTIONS): Hit {
     this.#checkOpen();
     if (this.#evicting > 0) throw localError('KVSS_BAD_INPUT', 'match: wait for the evict of this sequence first');
+    checkTokens(prompt, 'match');
+    // A key that is misspelt may be a restriction.
+    if (options !== NO_OPTIONS) checkKeys(options, MATCH_OPTIONS, 'match');
     const { storeUpTo = Number.POSITIVE_INFINITY, protectTokens = 0 } = options;
     if (!(storeUpTo >= 0)) throw localError('KVSS_BAD_INPUT', `storeUpTo: ${storeUpTo} is no number of tokens`);
     if (!(protectTokens >= 0))
@@ -541,6 +552,7 @@ export class Sequence {
 
   /** Puts tokens behind all others. */
   #put(tokens: Uint32Array): void {
+    checkTokens(tokens, 'tokens');
     const length = this.#proposedLength + tokens.length;
     if (length > this.#tokens.length) {
       const larger = new Uint32Array(Math.max(length, this.#tokens.length * 2));
@@ -574,4 +586,10 @@ export class Sequence {
   #checkOpen(): void {
     if (this.#closed) throw localError('KVSS_CLOSED', 'the sequence is closed');
   }
+}
+
+/** Throws KVSS_BAD_INPUT for what is no list of token numbers as they are stored. */
+function checkTokens(tokens: unknown, what: string): void {
+  if (!(tokens instanceof Uint32Array))
+    throw localError('KVSS_BAD_INPUT', `${what}: a Uint32Array of tokens is needed`);
 }
