@@ -271,6 +271,15 @@ export class DriverCore implements HitHost {
     this.enforceQuota(tenant);
   }
 
+  /** Remembers that columns of a prompt were not stored because their tenant has its quota, if that is so. */
+  noteQuota(tenant: Tenant, root: Node, fingerprints: PromptFingerprints, from: number, to: number): void {
+    if (tenant.storedBytes + this.#wholeBytes <= tenant.policy.quotaBytes) return;
+    const { history } = this.accounting;
+    for (let column = from; column < to; column += 1) {
+      history.note(fingerprints.low(column), fingerprints.high(column), -root, 'refused');
+    }
+  }
+
   /** Makes room until a tenant has no more than it may. */
   enforceQuota(tenant: Tenant): void {
     while (tenant.storedBytes > tenant.policy.quotaBytes && this.#evictFrom(tenant));

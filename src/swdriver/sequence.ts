@@ -269,6 +269,7 @@ export class Sequence {
     // What may not be stored counts as well: it will not be found.
     const dropped = Math.max(0, all - present - stored);
     stats.columnsDropped += dropped;
+    if (dropped > 0) this.core.noteQuota(this.tenant, this.#root, this.#fingerprints, present + stored, full);
     const whole = present + stored === full && full === all;
     const ahead = whole ? await this.#writeAhead(source, full, proposed, budget) : 0;
     const result = { stored, present, dropped, ahead };
