@@ -346,6 +346,11 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     return this.#core.map.collisions;
   }
 
+  /** @internal Bytes of a tenant's columns, stored and on their way: what its quota limits. */
+  storedBytesOf(isolationId: string): number {
+    return this.#tenants.get(isolationId)?.storedBytes ?? 0;
+  }
+
   /** Columns that can be found now. */
   get columns(): number {
     return this.#core.map.stored;
