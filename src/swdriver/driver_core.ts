@@ -370,10 +370,26 @@ export class DriverCore implements HitHost {
 
   /**
    * A slot for the part of a group that does not keep whole prefixes. What no prompt has needed yet makes room for what one
-   * does, and takes only what is free itself.
+   * does, and takes only what is free itself; at the tenant's quota its own columns make room, as in claimRoom. `claimed`:
+   * groups of parts that the column has besides, and that are not counted for the tenant as yet.
    */
-  claimWindowSlot(tenant: Tenant, stripe: Stripe, group: number, needed: boolean): number | undefined {
-    if (tenant.storedBytes + (this.#columnBytes[group] as number) > tenant.policy.quotaBytes) return undefined;
+  claimWindowSlot(
+    tenant: Tenant,
+    stripe: Stripe,
+    group: number,
+    needed: boolean,
+    claimed: readonly { readonly group: number }[],
+  ): number | undefined {
+    const { quotaBytes } = tenant.policy;
+    const bytes = claimed.reduce(
+      (sum, part) => sum + (this.#columnBytes[part.group] as number),
+      this.#columnBytes[group] as number,
+    );
+    // What never fits must not cost the tenant anything.
+    if (bytes > quotaBytes) return undefined;
+    while (tenant.storedBytes + bytes > quotaBytes) {
+      if (!needed || !this.#evictFrom(tenant)) return undefined;
+    }
     const owner = stripe.groups[group] as StripeGroup;
     const parts = this.#windows[stripe.index]?.[group] as WindowParts;
     for (;;) {
