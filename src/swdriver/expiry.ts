@@ -123,7 +123,11 @@ export class Expiry {
     this.#swept = Math.max(this.#swept, tick);
     const expired: Node[] = [];
     for (const bucket of due) {
-      for (let node = this.#buckets.get(bucket) ?? NONE; node !== NONE; node = this.#buckets.get(bucket) ?? NONE) {
+      const nodes: Node[] = [];
+      for (let node = this.#buckets.get(bucket) ?? NONE; node !== NONE; node = this.#next[node] as Node)
+        nodes.push(node);
+      // Last in, first out is the order of the list: columns are to come before those that continue them, and go with them.
+      for (const node of nodes.reverse()) {
         const serial = this.#serial[node] as number;
         this.#unlink(node);
         if (this.host.expiryOf(node, serial) <= now) expired.push(node);
