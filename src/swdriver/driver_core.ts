@@ -222,13 +222,13 @@ export class DriverCore implements HitHost {
       return missed;
     }
     missed.add('groupMissing', (whole - columns) * columnTokens);
-    const kept = Math.max(whole, Math.min(full, storeColumns));
-    missed.add('policy', (full - kept) * columnTokens);
     let from = whole;
     if (expired !== NONE) {
       missed.add('expired', (path.length - whole) * columnTokens);
       from = path.length;
     }
+    const kept = Math.max(from, Math.min(full, storeColumns));
+    missed.add('policy', (full - kept) * columnTokens);
     if (from < kept) accounting.history.explain(fingerprints.halves, from, kept, -root, columnTokens, missed);
     return missed;
   }
