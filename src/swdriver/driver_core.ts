@@ -64,6 +64,15 @@ export interface Room {
   readonly slots: readonly number[];
 }
 
+/** A stripe that has come back with what an earlier driver left there. */
+export interface ReturnedStripe {
+  readonly stripe: Stripe;
+  /** Its epoch then. */
+  readonly epoch: number;
+  /** What the slots of each group hold, shard by shard. */
+  readonly slots: readonly (readonly SlotTable[])[];
+}
+
 /**
  * The state of a driver: the map, the stripes and the pins, and the rules that tie them. Has no promises of its own
  * to keep and no idea of a sequence; time and links come in from outside.
@@ -98,6 +107,8 @@ export class DriverCore implements HitHost {
   /** Pinned hits in the order of their deadlines, which is the order of their making. */
   readonly #hits = new Set<Hit>();
   #cancelSweep: (() => void) | undefined;
+  /** The driver leaves, and the next one is to find what there is. */
+  #parking = false;
 
   constructor(
     readonly settings: DriverCoreSettings,
@@ -549,7 +560,7 @@ export class DriverCore implements HitHost {
   /** The record of a column, where it lies in memory of this process. */
   #recordInPlace(node: Node): Uint8Array | undefined {
     const group = this.recordGroup;
-    if (group < 0 || !this.#map.hasPart(node, group)) return undefined;
+    if (group < 0 || this.#parking || !this.#map.hasPart(node, group)) return undefined;
     return this.#stripeOf(node).groups[group]?.slotInPlace(this.#map.slot(node, group));
   }
 
@@ -597,28 +608,34 @@ export class DriverCore implements HitHost {
 
   /**
    * Enters what is left of an earlier driver in the map: columns with a record that is sound and that agrees with what the
-   * shards say of their slots, in every group that every column needs, and that continue another such column. `slots`: what
-   * the slots of each group hold, shard by shard. `place`: who a record belongs to.
+   * shards say of their slots, in every group that every column needs, and that continue another such column, on whichever
+   * stripe. What has gone down meanwhile counts for nothing. `place`: who a record belongs to.
    */
   async recover(
-    stripe: Stripe,
-    slots: readonly (readonly SlotTable[])[],
+    returned: readonly ReturnedStripe[],
     place: (record: ColumnRecord) => { tenant: Tenant; root: Node; extra: number } | undefined,
   ): Promise<{ columns: number; doubtful: number }> {
     const { map } = this;
-    const found = await this.#readRecords(stripe, slots[this.recordGroup] ?? []);
+    const all = await Promise.all(
+      returned.map(async (from) => ({ from, ...(await this.#readRecords(from.stripe, from.slots[this.recordGroup])) })),
+    );
+    // Slots of a stripe that has fallen since are somebody else's by now.
+    const found = all.filter(({ from }) => from.stripe.epoch === from.epoch);
+    const held = found.reduce((sum, each) => sum + each.held, 0);
+    const records = found.flatMap(({ from, records: some }) => some.map((each) => ({ ...each, from })));
     // What a column continues was stored before it.
-    found.records.sort((a, b) => a.record.generation - b.record.generation);
+    records.sort((a, b) => a.record.generation - b.record.generation);
     const nodes = new Map<number, Node>();
-    const kept = stripe.groups.map(() => new Set<number>());
+    const kept = new Map(found.map(({ from }) => [from, from.stripe.groups.map(() => new Set<number>())]));
     let columns = 0;
-    for (const { record, slot } of found.records) {
+    for (const { record, slot, from } of records) {
       const { generation, parentGeneration, index, tokens, spelling } = record;
+      const taken = kept.get(from) as Set<number>[];
       const owner = place(record);
       const parent = parentGeneration === 0 ? owner?.root : nodes.get(parentGeneration);
       if (!owner || parent === undefined || (parentGeneration === 0) !== (index === 0)) continue;
       if (!map.isRoot(parent) && this.ledger.root(parent) !== owner.root) continue;
-      const parts = soundParts(record, slots, owner.tenant.tag, kept);
+      const parts = soundParts(record, from.slots, owner.tenant.tag, taken);
       if (!parts || !this.#coversWhole(parts)) continue;
       const existing = map.child(parent, tokens, 0, map.contents.find(spelling));
       if (existing !== NONE) {
@@ -627,21 +644,23 @@ export class DriverCore implements HitHost {
         continue;
       }
       if (map.size >= map.capacity) break;
-      const all = [...parts, { group: this.recordGroup, slot }];
-      const first = all.find(({ group }) => group === 0) as RecordedPart;
-      const node = map.insert(parent, tokens, 0, stripe.index, first.slot, generation, spelling);
-      for (const part of all) {
+      const each = [...parts, { group: this.recordGroup, slot }];
+      const first = each.find(({ group }) => group === 0) as RecordedPart;
+      const node = map.insert(parent, tokens, 0, from.stripe.index, first.slot, generation, spelling);
+      for (const part of each) {
         if (part.group !== 0) map.addPart(node, part.group, part.slot, generation);
-        kept[part.group]?.add(part.slot);
+        taken[part.group]?.add(part.slot);
       }
       this.#enterRecovered(node, parent, owner, record);
       nodes.set(generation, node);
       columns += 1;
     }
-    for (const [group, used] of kept.entries()) stripe.groups[group]?.keep(used);
-    for (const table of slots.flat())
+    for (const [{ stripe }, taken] of kept) {
+      for (const [group, used] of taken.entries()) stripe.groups[group]?.keep(used);
+    }
+    for (const table of returned.flatMap(({ slots }) => slots.flat()))
       for (const each of table.generations) this.#generation = Math.max(this.#generation, each);
-    return { columns, doubtful: found.held - columns };
+    return { columns, doubtful: held - columns };
   }
 
   #enterRecovered(
@@ -678,7 +697,7 @@ export class DriverCore implements HitHost {
   /** All records that can be read. `held`: slots that hold something. */
   async #readRecords(
     stripe: Stripe,
-    [table]: readonly SlotTable[],
+    [table]: readonly SlotTable[] = [],
   ): Promise<{ records: { record: ColumnRecord; slot: number }[]; held: number }> {
     const records: { record: ColumnRecord; slot: number }[] = [];
     const group = stripe.groups[this.recordGroup];
@@ -704,6 +723,8 @@ export class DriverCore implements HitHost {
   }
 
   close(park = false): void {
+    // Columns that continue those of a stripe that has been closed are to be found again all the same.
+    this.#parking = park;
     this.#cancelSweep?.();
     this.#expiry.close();
     for (const stripe of this.stripes) stripe.close(park);

@@ -12,7 +12,7 @@ import { collectInto, type DriverMetricsSource } from './accounting/driver_metri
 import { hashText } from './accounting/prompt_fingerprints.js';
 import type { CurvePoint } from './accounting/what_if.js';
 import { ColumnRecords, ownerKeysOf, recordBytesOf } from './column_records.js';
-import { DriverCore } from './driver_core.js';
+import { DriverCore, type ReturnedStripe } from './driver_core.js';
 import type { DriverStats, GroupStats } from './driver_stats.js';
 import { type EvictionPolicy, lru } from './eviction_policy.js';
 import {
@@ -166,6 +166,8 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   /** Brings back what an earlier driver with the same key has left. */
   readonly #secret: Uint8Array | undefined;
   #resumed: Resumed = { columns: 0, doubtful: 0 };
+  /** Stripes that have come back, and of which the columns have not been looked at. */
+  readonly #returned: ReturnedStripe[] = [];
   readonly #reportMs: number;
   readonly #clock: Clock;
   /** The newest connection to each daemon. */
@@ -281,9 +283,11 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     const opened = await Promise.allSettled(driver.#core.stripes.map((stripe) => open(stripe, driver)));
     const failed = opened.find((outcome) => outcome.status === 'rejected');
     if (failed && !options.lazy) {
-      await driver.close();
+      // What has come back already waits for the next try.
+      await driver.close({ park: driver.#returned.length > 0 });
       throw failed.reason;
     }
+    await driver.#recover();
     for (const [index, outcome] of opened.entries()) {
       if (outcome.status === 'rejected') driver.#core.stripes[index]?.reopen();
     }
@@ -464,16 +468,19 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   async #takeBack(stripe: Stripe): Promise<void> {
     const slots = await stripe.resume(this.#secret as Uint8Array);
     if (!slots) return stripe.open();
-    const found = await this.#core.recover(stripe, slots, ({ isolationId, adapter }) => {
+    this.#returned.push({ stripe, epoch: stripe.epoch, slots });
+  }
+
+  /** Finds the columns of all stripes that have come back: one may continue those of another. */
+  async #recover(): Promise<void> {
+    const returned = this.#returned.splice(0);
+    if (returned.length === 0) return;
+    this.#resumed = await this.#core.recover(returned, ({ isolationId, adapter }) => {
       if (isolationId === '') return undefined;
       const tenant = this.#tenantOf(isolationId);
       const root = this.#core.adopt(tenant, this.#namespaceOf(isolationId, adapter), adapter);
       return { tenant, root, extra: hashText(adapter) };
     });
-    this.#resumed = {
-      columns: this.#resumed.columns + found.columns,
-      doubtful: this.#resumed.doubtful + found.doubtful,
-    };
     for (const tenant of this.#tenants.values()) this.#refresh(tenant);
   }
 
