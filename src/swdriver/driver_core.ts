@@ -285,14 +285,14 @@ export class DriverCore implements HitHost {
     this.#charge(node, group, 1);
   }
 
-  /** A column has been published. */
-  published(node: Node): void {
+  /** A column has been published. `isNew`: it has been stored now, and not by an earlier driver. */
+  published(node: Node, isNew = true): void {
     const { ledger } = this;
     const root = ledger.root(node);
     this.accounting.history.note(ledger.low(node), ledger.high(node), -root, 'stored');
     const tenant = this.#tenants[-root];
     if (!tenant) return;
-    tenant.account.columnsEvicted += 1;
+    if (isNew) tenant.account.columnsEvicted += 1;
     if (tenant.expires) this.#expiry.watch(node, this.#map.serial(node));
   }
 
@@ -683,7 +683,7 @@ export class DriverCore implements HitHost {
       this.windowOf(node, group).add(node, true);
     }
     map.publish(node);
-    this.published(node);
+    this.published(node, false);
   }
 
   /** Whether parts are there of all groups that every column needs, but for the record itself. */

@@ -64,6 +64,9 @@ describe('a driver that is killed and started again', () => {
     const after = await line.next();
     expect(after.driver.resumed).toEqual({ columns: 21, doubtful: 0 });
     expect(after.driver.columns).toBe(21);
+    // They are not stored a second time.
+    const evicted = [...after.driver.metricsSource.accounts].map(({ columnsEvicted }) => columnsEvicted);
+    expect([after.driver.stats.columnsEvicted, ...evicted]).toEqual([0, 0]);
     expect(await read(after)).toEqual([9, 0, 0, 0, 5, 0]);
     expect(await after.read('a', [...prompt(4, 1), ...prompt(3, 2)], 'an adapter')).toBe(7);
     // A group of its own holds the records.
