@@ -72,6 +72,15 @@ export interface Room {
   readonly slots: readonly number[];
 }
 
+/** A stripe that has come back with what an earlier driver left there. */
+export interface ReturnedStripe {
+  readonly stripe: Stripe;
+  /** Its epoch then. */
+  readonly epoch: number;
+  /** What the slots of each group hold, shard by shard. */
+  readonly slots: readonly (readonly SlotTable[])[];
+}
+
 /**
  * The state of a driver: the map, the stripes and the pins, and the rules that tie them. Has no promises of its own
  * to keep and no idea of a sequence; time and links come in from outside.
@@ -111,6 +120,8 @@ export class DriverCore implements HitHost {
   /** Pinned hits in the order of their deadlines, which is the order of their making. */
   readonly #hits = new Set<Hit>();
   #cancelSweep: (() => void) | undefined;
+  /** The driver leaves, and the next one is to find what there is. */
+  #parking = false;
 
   constructor(
     readonly settings: DriverCoreSettings,
@@ -237,13 +248,13 @@ export class DriverCore implements HitHost {
       return missed;
     }
     missed.add('groupMissing', (whole - columns) * columnTokens);
-    const kept = Math.max(whole, Math.min(full, storeColumns));
-    missed.add('policy', (full - kept) * columnTokens);
     let from = whole;
     if (expired !== NONE) {
       missed.add('expired', (path.length - whole) * columnTokens);
       from = path.length;
     }
+    const kept = Math.max(from, Math.min(full, storeColumns));
+    missed.add('policy', (full - kept) * columnTokens);
     if (from < kept) accounting.history.explain(fingerprints.halves, from, kept, -root, columnTokens, missed);
     return missed;
   }
@@ -298,14 +309,14 @@ export class DriverCore implements HitHost {
     this.#charge(node, group, 1);
   }
 
-  /** A column has been published. */
-  published(node: Node): void {
+  /** A column has been published. `isNew`: it has been stored now, and not by an earlier driver. */
+  published(node: Node, isNew = true): void {
     const { ledger } = this;
     const root = ledger.root(node);
     this.accounting.history.note(ledger.low(node), ledger.high(node), -root, 'stored');
     const tenant = this.#tenants[-root];
     if (!tenant) return;
-    tenant.account.columnsEvicted += 1;
+    if (isNew) tenant.account.columnsEvicted += 1;
     if (tenant.expires) this.#expiry.watch(node, this.#map.serial(node));
   }
 
@@ -429,10 +440,26 @@ export class DriverCore implements HitHost {
 
   /**
    * A slot for the part of a group that does not keep whole prefixes. What no prompt has needed yet makes room for what one
-   * does, and takes only what is free itself and not about to be needed.
+   * does, and takes only what is free itself and not about to be needed; at the tenant's quota its own columns make room, as
+   * in claimRoom. `claimed`: groups of parts that the column has besides, and that are not counted for the tenant as yet.
    */
-  claimWindowSlot(tenant: Tenant, stripe: Stripe, group: number, needed: boolean): number | undefined {
-    if (tenant.storedBytes + (this.#columnBytes[group] as number) > tenant.policy.quotaBytes) return undefined;
+  claimWindowSlot(
+    tenant: Tenant,
+    stripe: Stripe,
+    group: number,
+    needed: boolean,
+    claimed: readonly { readonly group: number }[],
+  ): number | undefined {
+    const { quotaBytes } = tenant.policy;
+    const bytes = claimed.reduce(
+      (sum, part) => sum + (this.#columnBytes[part.group] as number),
+      this.#columnBytes[group] as number,
+    );
+    // What never fits must not cost the tenant anything.
+    if (bytes > quotaBytes) return undefined;
+    while (tenant.storedBytes + bytes > quotaBytes) {
+      if (!needed || !this.#evictFrom(tenant)) return undefined;
+    }
     const owner = stripe.groups[group] as StripeGroup;
     const parts = this.#windows[stripe.index]?.[group] as WindowParts;
     const { windowColumns } = this.settings.groups[group] as Group;
@@ -615,7 +642,7 @@ export class DriverCore implements HitHost {
   /** The record of a column, where it lies in memory of this process. */
   #recordInPlace(node: Node): Uint8Array | undefined {
     const group = this.recordGroup;
-    if (group < 0 || !this.#map.hasPart(node, group)) return undefined;
+    if (group < 0 || this.#parking || !this.#map.hasPart(node, group)) return undefined;
     return this.#stripeOf(node).groups[group]?.slotInPlace(this.#map.slot(node, group));
   }
 
@@ -663,28 +690,34 @@ export class DriverCore implements HitHost {
 
   /**
    * Enters what is left of an earlier driver in the map: columns with a record that is sound and that agrees with what the
-   * shards say of their slots, in every group that every column needs, and that continue another such column. `slots`: what
-   * the slots of each group hold, shard by shard. `place`: who a record belongs to.
+   * shards say of their slots, in every group that every column needs, and that continue another such column, on whichever
+   * stripe. What has gone down meanwhile counts for nothing. `place`: who a record belongs to.
    */
   async recover(
-    stripe: Stripe,
-    slots: readonly (readonly SlotTable[])[],
+    returned: readonly ReturnedStripe[],
     place: (record: ColumnRecord) => { tenant: Tenant; root: Node; extra: number } | undefined,
   ): Promise<{ columns: number; doubtful: number }> {
     const { map } = this;
-    const found = await this.#readRecords(stripe, slots[this.recordGroup] ?? []);
+    const all = await Promise.all(
+      returned.map(async (from) => ({ from, ...(await this.#readRecords(from.stripe, from.slots[this.recordGroup])) })),
+    );
+    // Slots of a stripe that has fallen since are somebody else's by now.
+    const found = all.filter(({ from }) => from.stripe.epoch === from.epoch);
+    const held = found.reduce((sum, each) => sum + each.held, 0);
+    const records = found.flatMap(({ from, records: some }) => some.map((each) => ({ ...each, from })));
     // What a column continues was stored before it.
-    found.records.sort((a, b) => a.record.generation - b.record.generation);
+    records.sort((a, b) => a.record.generation - b.record.generation);
     const nodes = new Map<number, Node>();
-    const kept = stripe.groups.map(() => new Set<number>());
+    const kept = new Map(found.map(({ from }) => [from, from.stripe.groups.map(() => new Set<number>())]));
     let columns = 0;
-    for (const { record, slot } of found.records) {
+    for (const { record, slot, from } of records) {
       const { generation, parentGeneration, index, tokens, spelling } = record;
+      const taken = kept.get(from) as Set<number>[];
       const owner = place(record);
       const parent = parentGeneration === 0 ? owner?.root : nodes.get(parentGeneration);
       if (!owner || parent === undefined || (parentGeneration === 0) !== (index === 0)) continue;
       if (!map.isRoot(parent) && this.ledger.root(parent) !== owner.root) continue;
-      const parts = soundParts(record, slots, owner.tenant.tag, kept);
+      const parts = soundParts(record, from.slots, owner.tenant.tag, taken);
       if (!parts || !this.#coversWhole(parts)) continue;
       const existing = map.child(parent, tokens, 0, map.contents.find(spelling));
       if (existing !== NONE) {
@@ -693,21 +726,23 @@ export class DriverCore implements HitHost {
         continue;
       }
       if (map.size >= map.capacity) break;
-      const all = [...parts, { group: this.recordGroup, slot }];
-      const first = all.find(({ group }) => group === 0) as RecordedPart;
-      const node = map.insert(parent, tokens, 0, stripe.index, first.slot, generation, spelling);
-      for (const part of all) {
+      const each = [...parts, { group: this.recordGroup, slot }];
+      const first = each.find(({ group }) => group === 0) as RecordedPart;
+      const node = map.insert(parent, tokens, 0, from.stripe.index, first.slot, generation, spelling);
+      for (const part of each) {
         if (part.group !== 0) map.addPart(node, part.group, part.slot, generation);
-        kept[part.group]?.add(part.slot);
+        taken[part.group]?.add(part.slot);
       }
       this.#enterRecovered(node, parent, owner, record);
       nodes.set(generation, node);
       columns += 1;
     }
-    for (const [group, used] of kept.entries()) stripe.groups[group]?.keep(used);
-    for (const table of slots.flat())
+    for (const [{ stripe }, taken] of kept) {
+      for (const [group, used] of taken.entries()) stripe.groups[group]?.keep(used);
+    }
+    for (const table of returned.flatMap(({ slots }) => slots.flat()))
       for (const each of table.generations) this.#generation = Math.max(this.#generation, each);
-    return { columns, doubtful: found.held - columns };
+    return { columns, doubtful: held - columns };
   }
 
   #enterRecovered(
@@ -730,7 +765,7 @@ export class DriverCore implements HitHost {
       this.windowOf(node, group).add(node, true);
     }
     map.publish(node);
-    this.published(node);
+    this.published(node, false);
   }
 
   /** Whether parts are there of all groups that every column needs, but for the record itself. */
@@ -744,7 +779,7 @@ export class DriverCore implements HitHost {
   /** All records that can be read. `held`: slots that hold something. */
   async #readRecords(
     stripe: Stripe,
-    [table]: readonly SlotTable[],
+    [table]: readonly SlotTable[] = [],
   ): Promise<{ records: { record: ColumnRecord; slot: number }[]; held: number }> {
     const records: { record: ColumnRecord; slot: number }[] = [];
     const group = stripe.groups[this.recordGroup];
@@ -770,6 +805,8 @@ export class DriverCore implements HitHost {
   }
 
   close(park = false): void {
+    // Columns that continue those of a stripe that has been closed are to be found again all the same.
+    this.#parking = park;
     this.#cancelSweep?.();
     this.#expiry.close();
     for (const stripe of this.stripes) stripe.close(park);

@@ -10,7 +10,7 @@ import { collectInto, type DriverMetricsSource } from './accounting/driver_metri
 import { hashText } from './accounting/prompt_fingerprints.js';
 import type { CurvePoint } from './accounting/what_if.js';
 import { ColumnRecords, ownerKeysOf, recordBytesOf } from './column_records.js';
-import { DriverCore } from './driver_core.js';
+import { DriverCore, type ReturnedStripe } from './driver_core.js';
 import {
   checkIsolationId,
   checkKeys,
@@ -79,6 +79,8 @@ export class SwDriver extends EventEmitter<SwDriverEvents> implements AsyncDispo
   /** Brings back what an earlier driver with the same key has left. */
   readonly #secret: Uint8Array | undefined;
   #resumed: Resumed = { columns: 0, doubtful: 0 };
+  /** Stripes that have come back, and of which the columns have not been looked at. */
+  readonly #returned: ReturnedStripe[] = [];
   readonly #reportMs: number;
   readonly #clock: Clock;
   /** The newest connection to each daemon. */
@@ -197,9 +199,11 @@ export class SwDriver extends EventEmitter<SwDriverEvents> implements AsyncDispo
     const opened = await Promise.allSettled(driver.#core.stripes.map((stripe) => open(stripe, driver)));
     const failed = opened.find((outcome) => outcome.status === 'rejected');
     if (failed && !options.lazy) {
-      await driver.close();
+      // What has come back already waits for the next try.
+      await driver.close({ park: driver.#returned.length > 0 });
       throw failed.reason;
     }
+    await driver.#recover();
     for (const [index, outcome] of opened.entries()) {
       if (outcome.status === 'rejected') driver.#core.stripes[index]?.reopen();
     }
@@ -264,6 +268,11 @@ export class SwDriver extends EventEmitter<SwDriverEvents> implements AsyncDispo
   /** @internal Columns that lookups have met in their bucket and that were not those that they looked for. */
   get collisions(): number {
     return this.#core.map.collisions;
+  }
+
+  /** @internal Bytes of a tenant's columns, stored and on their way: what its quota limits. */
+  storedBytesOf(isolationId: string): number {
+    return this.#tenants.get(isolationId)?.storedBytes ?? 0;
   }
 
   /** Columns that can be found now. */
@@ -381,16 +390,19 @@ export class SwDriver extends EventEmitter<SwDriverEvents> implements AsyncDispo
   async #takeBack(stripe: Stripe): Promise<void> {
     const slots = await stripe.resume(this.#secret as Uint8Array);
     if (!slots) return stripe.open();
-    const found = await this.#core.recover(stripe, slots, ({ isolationId, adapter }) => {
+    this.#returned.push({ stripe, epoch: stripe.epoch, slots });
+  }
+
+  /** Finds the columns of all stripes that have come back: one may continue those of another. */
+  async #recover(): Promise<void> {
+    const returned = this.#returned.splice(0);
+    if (returned.length === 0) return;
+    this.#resumed = await this.#core.recover(returned, ({ isolationId, adapter }) => {
       if (isolationId === '') return undefined;
       const tenant = this.#tenantOf(isolationId);
       const root = this.#core.adopt(tenant, this.#namespaceOf(isolationId, adapter), adapter);
       return { tenant, root, extra: hashText(adapter) };
     });
-    this.#resumed = {
-      columns: this.#resumed.columns + found.columns,
-      doubtful: this.#resumed.doubtful + found.doubtful,
-    };
     for (const tenant of this.#tenants.values()) this.#refresh(tenant);
   }
 
