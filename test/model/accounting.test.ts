@@ -21,7 +21,7 @@ vi.mock('../../src/swdriver/accounting/fingerprint.js', async (original) => {
   return {
     Fingerprint: class extends Fingerprint {
       constructor() {
-        super(1, 2);
+        super(7, 8);
       }
     },
   };
