@@ -18,6 +18,9 @@ const startDaemon = (scratch: Scratch, name = 's', budget = '8MiB') =>
 const tokensOf = (seed: number, columns: number) =>
   Uint32Array.from({ length: columns * 64 }, (_, at) => Math.imul(at + 1, seed * 2_654_435_761));
 
+/** Names of groups have any length. */
+const LONG_NAME = 'more full layers '.repeat(10);
+
 const join = (...parts: Uint32Array[]) => Uint32Array.from(parts.flatMap((part) => [...part]));
 
 /** Drivers that follow each other, with a runtime that knows what bytes each column has, whoever stored it. */
@@ -251,10 +254,11 @@ describe.concurrent.each(LINKS)('a driver over %s that is started again', (link,
 
   test('finds the windows and drafts of a model with groups', async () => {
     using scratch = new Scratch();
-    await using daemon = await startDaemon(scratch);
+    await using daemon = await startDaemon(scratch, 's', '16MiB');
     const { bytesPerToken: _, ...identity } = MODEL;
     const groups = [
       { name: 'full', bytesPerToken: [16, 32] },
+      { name: LONG_NAME, bytesPerToken: [16, 16] },
       { name: 'sliding', bytesPerToken: [0, 16], windowTokens: 128, capacityShare: 0.5 },
       { name: 'draft', bytesPerToken: [16, 0], required: false },
     ];
@@ -271,7 +275,7 @@ describe.concurrent.each(LINKS)('a driver over %s that is started again', (link,
     expect([hit.columns, hit.tokensOf('draft')]).toEqual([30, 30 * 64]);
     expect(await drivers.read(after, 'acme', tokensOf(1, 30))).toBe(30);
     expect(await drivers.read(after, 'acme', branch)).toBe(25);
-    expect(after.groupStats.map(({ name }) => name)).toEqual(['full', 'sliding', 'draft']);
+    expect(after.groupStats.map(({ name }) => name)).toEqual(['full', LONG_NAME, 'sliding', 'draft']);
     expect(await drivers.store(after, 'acme', tokensOf(3, 100))).toBe(100);
     expect(await drivers.read(after, 'acme', tokensOf(3, 100))).toBe(100);
     await after.close();
