@@ -251,6 +251,8 @@ const shape: fc.Arbitrary<WorldOptions> = fc
     roomColumns: fc.constantFrom(3, 8, 1_000),
     ringEntries: fc.constantFrom(1, 2, 4, 64),
     immediate: fc.boolean(),
+    // One driver in three keeps records beside its columns.
+    more: fc.constantFrom({}, {}, { resume: { key: new Uint8Array(32) } }),
   })
   .filter(({ stripes, capacityColumns }) => stripes * capacityColumns <= 24);
 

@@ -1,6 +1,7 @@
 import { vi } from 'vitest';
 import type { TenantPolicy } from '../../src/common/tenant_policy.js';
 import { Status } from '../../src/proto/generated.js';
+import { recordBytesOf } from '../../src/swdriver/column_records.js';
 import type { Hit, RefillResult } from '../../src/swdriver/hit.js';
 import type { ColumnRef, PieceSink, PieceSource } from '../../src/swdriver/runtime.js';
 import type { EvictResult, Sequence } from '../../src/swdriver/sequence.js';
@@ -102,7 +103,9 @@ export class World {
   static async create(options: WorldOptions): Promise<World> {
     const clock = new ManualClock();
     const room = options.roomColumns ?? 1000;
-    const budgets = options.bytesPerToken.map((bytes) => room * slotBytesOf(bytes * COLUMN_TOKENS));
+    // Records of columns are a group of their own, and several groups are given a page more each.
+    const records = options.more?.resume ? room * recordBytesOf(COLUMN_TOKENS, 2) + 2 * 2 ** 21 : 0;
+    const budgets = options.bytesPerToken.map((bytes) => room * slotBytesOf(bytes * COLUMN_TOKENS) + records);
     const box = new SimulatedBox(
       clock,
       options.striping === 'within'
