@@ -434,7 +434,7 @@ class SimulatedConnection implements DaemonConnection {
     if (this.#over) return;
     this.#over = how;
     for (const link of this.links)
-      if (park && link.parkAs !== undefined) this.daemon.parked.set(link.parkAs, link.park());
+      if (park && link.parkAs !== undefined && link.intact()) this.daemon.parked.set(link.parkAs, link.park());
     for (const link of this.links) link.takeBack();
     this.daemon.connections.delete(this);
   }
@@ -548,7 +548,11 @@ export class SimulatedBox {
   wouldLeave(): () => void {
     const left = this.daemons.map(
       ({ links }) =>
-        new Map(links.flatMap((link) => (link.parkAs === undefined ? [] : [[link.parkAs, link.park()] as const]))),
+        new Map(
+          links.flatMap((link) =>
+            link.parkAs === undefined || !link.intact() ? [] : [[link.parkAs, link.park()] as const],
+          ),
+        ),
     );
     return () => {
       for (const [index, daemon] of this.daemons.entries()) {
