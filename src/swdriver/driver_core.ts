@@ -737,12 +737,23 @@ export class DriverCore implements HitHost {
       nodes.set(generation, node);
       columns += 1;
     }
-    for (const [{ stripe }, taken] of kept) {
+    for (const [{ stripe, slots }, taken] of kept) {
       for (const [group, used] of taken.entries()) stripe.groups[group]?.keep(used);
+      this.#strikeOthers(stripe, slots[this.recordGroup], taken[this.recordGroup] as Set<number>);
     }
     for (const table of returned.flatMap(({ slots }) => slots.flat()))
       for (const each of table.generations) this.#generation = Math.max(this.#generation, each);
     return { columns, doubtful: held - columns };
+  }
+
+  /** Strikes out, in place, the records that are not kept: slots that they name are free, and will be written over. */
+  #strikeOthers(stripe: Stripe, [table]: readonly SlotTable[] = [], kept: ReadonlySet<number>): void {
+    const group = stripe.groups[this.recordGroup];
+    for (let slot = 0; slot < (table?.holds.length ?? 0); slot += 1) {
+      if (table?.holds[slot] !== 1 || kept.has(slot)) continue;
+      const record = group?.slotInPlace(slot);
+      if (record) ColumnRecords.strike(record);
+    }
   }
 
   #enterRecovered(

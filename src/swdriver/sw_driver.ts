@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import type { Registry } from 'prom-client';
 import { type Clock, systemClock } from '../common/clock.js';
@@ -123,7 +124,7 @@ export class SwDriver extends EventEmitter<SwDriverEvents> implements AsyncDispo
           address: { daemons },
           groups: groups.map((group) => ({
             ...groupSettings(options, group),
-            ...(park ? { park: { ...park, label: `${index}/${group.name}` } } : {}),
+            ...(park ? { park: { ...park, label: labelOf(index, group) } } : {}),
           })),
           capacityColumns: options.capacityColumns ?? Number.MAX_SAFE_INTEGER,
           connectDeadlineMs: options.connectDeadlineMs ?? 5_000,
@@ -470,6 +471,11 @@ const SEQUENCE_OPTIONS = { isolationId: true, adapter: true } as const;
 
 let drivers = 0;
 const nextNumber = () => ++drivers;
+
+/** What the memory of a group is parked under. Names of groups have any length, labels have not. */
+function labelOf(stripe: number, { name }: Group): string {
+  return `${stripe}/${createHash('sha256').update(name).digest('base64url')}`;
+}
 
 /** All that has to be the same for a record of a column to mean anything. */
 function identityOf(modelPart: string, groups: readonly Group[]): string {

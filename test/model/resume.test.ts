@@ -1,12 +1,24 @@
 import { randomBytes } from 'node:crypto';
 import * as fc from 'fast-check';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import type { ModelGroup } from '../../src/swdriver/model.js';
 import { SwDriver } from '../../src/swdriver/sw_driver.js';
 import { ManualClock, settled } from './manual_clock.js';
 import { settings } from './property_settings.js';
 import { COLUMN_BYTES, COLUMN_TOKENS, prompt, Rig, type RigOptions } from './rig.js';
 import { SimulatedBox } from './simulated_link.js';
+
+// What became of columns is remembered in sets of bounded size: with another seed now and then one is full.
+vi.mock('../../src/swdriver/accounting/fingerprint.js', async (original) => {
+  const { Fingerprint } = await original<typeof import('../../src/swdriver/accounting/fingerprint.js')>();
+  return {
+    Fingerprint: class extends Fingerprint {
+      constructor() {
+        super(7, 8);
+      }
+    },
+  };
+});
 
 const WINDOWED: readonly ModelGroup[] = [
   { name: 'full', bytesPerToken: [2, 4] },
@@ -208,6 +220,36 @@ describe('a driver that is killed and started again', () => {
     const after = await line.next();
     expect(after.driver.resumed).toEqual({ columns: 9, doubtful: 0 });
     expect(await after.read('a', prompt(9, 1))).toBe(9);
+    await after.end();
+  });
+
+  test('believes in nothing that an earlier one did not believe in, and has written over', async () => {
+    const line = new Line({ stripes: 2, capacityColumns: 4 });
+    const before = await line.first();
+    await before.store('a', prompt(8, 1));
+    line.box.wouldLeave()();
+    // The other half of the prompt cannot be reached, so this one has no use for what continues it.
+    const away = line.box.daemon(1);
+    const parked = new Map(away.parked);
+    away.reachable = false;
+    const between = await line.next({ more: { lazy: true } });
+    expect(between.driver.resumed).toEqual({ columns: 1, doubtful: 3 });
+    const sequence = between.driver.openSequence({ isolationId: 'b' });
+    sequence.match(Uint32Array.from(prompt(3, 2))).release();
+    let leave = () => {};
+    await sequence.evict({
+      write: ({ index }, pieces) => {
+        for (const piece of pieces) piece.fill(0xee, 0, Math.ceil(piece.length / 2));
+        if (index === 0) leave = line.box.wouldLeave();
+        return index < 1;
+      },
+    });
+    leave();
+    for (const [name, memory] of parked) away.parked.set(name, memory);
+    away.reachable = true;
+    const after = await line.next();
+    // What continues the column that could not be reached is not what it was.
+    expect(await after.read('a', prompt(8, 1))).toBe(2);
     await after.end();
   });
 
