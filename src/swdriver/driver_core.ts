@@ -1,13 +1,13 @@
 import type { Clock } from '../common/clock.js';
-import type { Connector, DaemonConnection, SlotTable } from '../links/link.js';
+import type { Connector, DaemonConnection } from '../links/link.js';
 import { DescriptorFlag, Opcode } from '../proto/generated.js';
 import { Accounting } from './accounting/accounting.js';
 import { publish } from './accounting/channels.js';
 import type { ColumnState } from './accounting/column_history.js';
 import { MissTally } from './accounting/miss_cause.js';
-import { hashText, type PromptFingerprints } from './accounting/prompt_fingerprints.js';
+import type { PromptFingerprints } from './accounting/prompt_fingerprints.js';
 import { ColumnLedger } from './column_ledger.js';
-import { type ColumnRecord, ColumnRecords, type RecordedPart } from './column_records.js';
+import { ColumnRecords, type RecordedPart } from './column_records.js';
 import { type DriverStats, type GroupStats, noStats } from './driver_stats.js';
 import type { EvictionPolicy } from './eviction_policy.js';
 import { Expiry } from './expiry.js';
@@ -70,15 +70,6 @@ export interface Lookup {
 export interface Room {
   readonly stripe: Stripe;
   readonly slots: readonly number[];
-}
-
-/** A stripe that has come back with what an earlier driver left there. */
-export interface ReturnedStripe {
-  readonly stripe: Stripe;
-  /** Its epoch then. */
-  readonly epoch: number;
-  /** What the slots of each group hold, shard by shard. */
-  readonly slots: readonly (readonly SlotTable[])[];
 }
 
 /**
@@ -688,131 +679,9 @@ export class DriverCore implements HitHost {
     });
   }
 
-  /**
-   * Enters what is left of an earlier driver in the map: columns with a record that is sound and that agrees with what the
-   * shards say of their slots, in every group that every column needs, and that continue another such column, on whichever
-   * stripe. What has gone down meanwhile counts for nothing. `place`: who a record belongs to.
-   */
-  async recover(
-    returned: readonly ReturnedStripe[],
-    place: (record: ColumnRecord) => { tenant: Tenant; root: Node; extra: number } | undefined,
-  ): Promise<{ columns: number; doubtful: number }> {
-    const { map } = this;
-    const all = await Promise.all(
-      returned.map(async (from) => ({ from, ...(await this.#readRecords(from.stripe, from.slots[this.recordGroup])) })),
-    );
-    // Slots of a stripe that has fallen since are somebody else's by now.
-    const found = all.filter(({ from }) => from.stripe.epoch === from.epoch);
-    const held = found.reduce((sum, each) => sum + each.held, 0);
-    const records = found.flatMap(({ from, records: some }) => some.map((each) => ({ ...each, from })));
-    // What a column continues was stored before it.
-    records.sort((a, b) => a.record.generation - b.record.generation);
-    const nodes = new Map<number, Node>();
-    const kept = new Map(found.map(({ from }) => [from, from.stripe.groups.map(() => new Set<number>())]));
-    let columns = 0;
-    for (const { record, slot, from } of records) {
-      const { generation, parentGeneration, index, tokens, spelling } = record;
-      const taken = kept.get(from) as Set<number>[];
-      const owner = place(record);
-      const parent = parentGeneration === 0 ? owner?.root : nodes.get(parentGeneration);
-      if (!owner || parent === undefined || (parentGeneration === 0) !== (index === 0)) continue;
-      if (!map.isRoot(parent) && this.ledger.root(parent) !== owner.root) continue;
-      const parts = soundParts(record, from.slots, owner.tenant.tag, taken);
-      if (!parts || !this.#coversWhole(parts)) continue;
-      const existing = map.child(parent, tokens, 0, map.contents.find(spelling));
-      if (existing !== NONE) {
-        // Stored twice, and both are whole: what continues either continues the one that is there.
-        nodes.set(generation, existing);
-        continue;
-      }
-      if (map.size >= map.capacity) break;
-      const each = [...parts, { group: this.recordGroup, slot }];
-      const first = each.find(({ group }) => group === 0) as RecordedPart;
-      const node = map.insert(parent, tokens, 0, from.stripe.index, first.slot, generation, spelling);
-      for (const part of each) {
-        if (part.group !== 0) map.addPart(node, part.group, part.slot, generation);
-        taken[part.group]?.add(part.slot);
-      }
-      this.#enterRecovered(node, parent, owner, record);
-      nodes.set(generation, node);
-      columns += 1;
-    }
-    for (const [{ stripe, slots }, taken] of kept) {
-      for (const [group, used] of taken.entries()) stripe.groups[group]?.keep(used);
-      this.#strikeOthers(stripe, slots[this.recordGroup], taken[this.recordGroup] as Set<number>);
-    }
-    for (const table of returned.flatMap(({ slots }) => slots.flat()))
-      for (const each of table.generations) this.#generation = Math.max(this.#generation, each);
-    return { columns, doubtful: held - columns };
-  }
-
-  /** Strikes out, in place, the records that are not kept: slots that they name are free, and will be written over. */
-  #strikeOthers(stripe: Stripe, [table]: readonly SlotTable[] = [], kept: ReadonlySet<number>): void {
-    const group = stripe.groups[this.recordGroup];
-    for (let slot = 0; slot < (table?.holds.length ?? 0); slot += 1) {
-      if (table?.holds[slot] !== 1 || kept.has(slot)) continue;
-      const record = group?.slotInPlace(slot);
-      if (record) ColumnRecords.strike(record);
-    }
-  }
-
-  #enterRecovered(
-    node: Node,
-    parent: Node,
-    { root, extra }: { root: Node; extra: number },
-    { tokens, spelling, storedAtMs }: ColumnRecord,
-  ): void {
-    const { map, ledger, accounting, settings } = this;
-    const [low, high] = map.isRoot(parent) ? [0, 0] : [ledger.low(parent), ledger.high(parent)];
-    const halves = new Uint32Array(2);
-    accounting.fingerprint.chain(low, high, tokens, 0, tokens.length, extra ^ hashText(spelling), halves);
-    this.entered(node, root, halves[0] as number, halves[1] as number);
-    // A clock that was set back must not make a column younger than it is.
-    const ageMs = Math.max(0, settings.wallNow() - storedAtMs);
-    ledger.backdate(node, this.clock.now() - ageMs);
-    for (const group of this.#windowGroups) {
-      if (!map.hasPart(node, group)) continue;
-      map.confirmPart(node, group);
-      this.windowOf(node, group).add(node, true);
-    }
-    map.publish(node);
-    this.published(node, false);
-  }
-
-  /** Whether parts are there of all groups that every column needs, but for the record itself. */
-  #coversWhole(parts: readonly RecordedPart[]): boolean {
-    for (let group = 0; group < this.#wholeGroups; group += 1) {
-      if (group !== this.recordGroup && !parts.some((part) => part.group === group)) return false;
-    }
-    return true;
-  }
-
-  /** All records that can be read. `held`: slots that hold something. */
-  async #readRecords(
-    stripe: Stripe,
-    [table]: readonly SlotTable[] = [],
-  ): Promise<{ records: { record: ColumnRecord; slot: number }[]; held: number }> {
-    const records: { record: ColumnRecord; slot: number }[] = [];
-    const group = stripe.groups[this.recordGroup];
-    const codec = this.settings.records;
-    let held = 0;
-    if (!table || !group || !codec) return { records, held };
-    const byTag = new Map<bigint, number[]>();
-    for (let slot = 0; slot < table.holds.length; slot += 1) {
-      if (table.holds[slot] !== 1) continue;
-      held += 1;
-      const tag = table.tenantTags[slot] as bigint;
-      const list = byTag.get(tag);
-      if (list) list.push(slot);
-      else byTag.set(tag, [slot]);
-    }
-    for (const [tag, slots] of byTag) {
-      await group.readSlots(slots, table.generations, tag, this.settings.deadlineMs, (slot, [piece]) => {
-        const record = piece && codec.read(piece, stripe.index, slot, table.generations[slot] as number);
-        if (record) records.push({ record, slot });
-      });
-    }
-    return { records, held };
+  /** Generations up to this one have been used, by this driver or an earlier one. */
+  usedGeneration(generation: number): void {
+    this.#generation = Math.max(this.#generation, generation);
   }
 
   close(park = false): void {
@@ -902,31 +771,6 @@ export class DriverCore implements HitHost {
       this.#sweepLater();
     });
   }
-}
-
-/**
- * Parts of a recorded column of which the shards say that they hold them: of this generation and this tenant, and nobody
- * else's. Undefined where two records claim one slot.
- */
-function soundParts(
-  { parts, generation }: ColumnRecord,
-  slots: readonly (readonly SlotTable[])[],
-  tag: bigint,
-  taken: readonly ReadonlySet<number>[],
-): RecordedPart[] | undefined {
-  const sound: RecordedPart[] = [];
-  for (const part of parts) {
-    const tables = slots[part.group];
-    if (!tables || taken[part.group]?.has(part.slot)) return undefined;
-    const holds = tables.every(
-      (table) =>
-        table.holds[part.slot] === 1 &&
-        table.generations[part.slot] === generation &&
-        table.tenantTags[part.slot] === tag,
-    );
-    if (holds) sound.push(part);
-  }
-  return sound;
 }
 
 /** Whether a hit needs parts of a group that not every column has. */

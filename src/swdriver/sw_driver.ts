@@ -11,7 +11,7 @@ import { collectInto, type DriverMetricsSource } from './accounting/driver_metri
 import { hashText } from './accounting/prompt_fingerprints.js';
 import type { CurvePoint } from './accounting/what_if.js';
 import { ColumnRecords, ownerKeysOf, recordBytesOf } from './column_records.js';
-import { DriverCore, type ReturnedStripe } from './driver_core.js';
+import { DriverCore } from './driver_core.js';
 import {
   checkIsolationId,
   checkKeys,
@@ -23,6 +23,7 @@ import {
 } from './driver_options.js';
 import type { DriverStats, GroupStats } from './driver_stats.js';
 import { DEFAULT_COLUMN_TOKENS, type Group, groupsOf, modelPartOf, namespaceOf, withRecords } from './model.js';
+import { type ReturnedStripe, recoverColumns } from './recovery.js';
 import { Sequence } from './sequence.js';
 import type { Stripe } from './stripe.js';
 import { Tenant } from './tenant.js';
@@ -398,7 +399,7 @@ export class SwDriver extends EventEmitter<SwDriverEvents> implements AsyncDispo
   async #recover(): Promise<void> {
     const returned = this.#returned.splice(0);
     if (returned.length === 0) return;
-    this.#resumed = await this.#core.recover(returned, ({ isolationId, adapter }) => {
+    this.#resumed = await recoverColumns(this.#core, returned, ({ isolationId, adapter }) => {
       if (isolationId === '') return undefined;
       const tenant = this.#tenantOf(isolationId);
       const root = this.#core.adopt(tenant, this.#namespaceOf(isolationId, adapter), adapter);
