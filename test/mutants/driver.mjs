@@ -1,6 +1,6 @@
 // The driver: hits, sequences, and the rules that tie them to the map.
 
-import { anyDriver, hazard, sim, vitest } from './killers.mjs';
+import { anyDriver, anyGroups, groups, hazard, sim, vitest } from './killers.mjs';
 
 export const driver = [
   {
@@ -68,8 +68,8 @@ export const driver = [
   {
     name: 'hit: a refill ends before the first miss',
     file: 'src/swdriver/hit.ts',
-    find: 'return { from, end, usable: column, places, complete: false };',
-    replace: 'return { from, end, usable: end, places, complete: false };',
+    find: 'return { group, from, end, usable: column, places, complete: false };',
+    replace: 'return { group, from, end, usable: end, places, complete: false };',
     protects: 'P1: only whole columns from the first without a gap count.',
     killers: [hazard('a refill that fails for once leaves the column where it is'), sim(500)],
   },
@@ -87,26 +87,30 @@ export const driver = [
     ],
   },
   {
-    name: 'sequence: a column is published when every shard has stored it',
-    file: 'src/swdriver/sequence.ts',
-    find: 'if (outcome[item] === Status.ok) {',
-    replace: 'if (outcome[item] !== Status.cancelled) {',
+    name: 'writer: a column is published when every shard has stored it',
+    file: 'src/swdriver/column_writer.ts',
+    find: 'if (outcomes[part.group]?.[item] === Status.ok) continue;',
+    replace: 'if (outcomes[part.group]?.[item] !== Status.cancelled) continue;',
     protects: 'P1: what one shard could not store is not found.',
     killers: [hazard('a column that one shard could not store is not found, and its slot is free again'), sim(500)],
   },
   {
     name: 'sequence: only the column that was written is published',
     file: 'src/swdriver/sequence.ts',
-    find: '      if (!map.isCurrent(node, serial)) continue;\n',
-    replace: '',
+    find: 'const kept = stored.filter((claim) => this.#writer.holds(claim));',
+    replace: 'const kept = stored;',
     protects: 'P1: a number that is used again is not published by an evict of before.',
-    killers: [anyDriver, hazard('columns that are on their way when their tenant is forgotten are overwritten too')],
+    killers: [
+      groups('a column that goes in the moment in which its evict ends does not count as stored'),
+      anyGroups,
+      anyDriver,
+    ],
   },
   {
     name: 'sequence: nothing continues a column that has gone',
     file: 'src/swdriver/sequence.ts',
-    find: '        if (!map.isCurrent(this.#tip, this.#tipSerial)) break;\n',
-    replace: '',
+    find: 'if (!map.isCurrent(this.#tip, this.#tipSerial) || cursor >= this.#storeColumns) break;',
+    replace: 'if (cursor >= this.#storeColumns) break;',
     protects: 'P6: a column is not put behind other tokens than its own.',
     killers: [
       vitest('test/model/places.test.ts', 'an evict that waits for a place goes on behind its own column only'),
@@ -114,9 +118,9 @@ export const driver = [
     ],
   },
   {
-    name: 'sequence: a claim that was lost is not sent',
-    file: 'src/swdriver/sequence.ts',
-    find: 'const holds = this.#holds(claim);',
+    name: 'writer: a claim that was lost is not sent',
+    file: 'src/swdriver/column_writer.ts',
+    find: 'const holds = this.holds(claim);',
     replace: 'const holds = true;',
     protects: 'P1: an evict does not write a slot that is another column’s.',
     killers: [anyDriver, hazard('what a runtime still writes when its tenant is forgotten')],
@@ -124,8 +128,8 @@ export const driver = [
   {
     name: 'sequence: the column before does not make the room',
     file: 'src/swdriver/sequence.ts',
-    find: '    map.pin(this.#tip);\n    const room = core.claimSlot();\n    map.unpin(this.#tip, this.#tipSerial);\n',
-    replace: '    const room = core.claimSlot();\n',
+    find: '    map.pin(tip);\n    try {\n      return this.#writer.claim(source, column, needed);\n    } finally {\n      map.unpin(tip, serial);\n    }\n',
+    replace: '    return this.#writer.claim(source, column, needed);\n',
     protects: 'P6: a column continues the prefix that it was computed for.',
     killers: [
       hazard('a column does not make room for the one that continues it'),
@@ -143,9 +147,9 @@ export const driver = [
     killers: [hazard('an evict begins anew where its tip was evicted in between'), anyDriver, sim(500)],
   },
   {
-    name: 'sequence: what was written for a forgotten tenant is erased',
-    file: 'src/swdriver/sequence.ts',
-    find: 'if (!stripe.placedByRuntime) for (const piece of stripe.pieces(claim.place)) piece.fill(0);',
+    name: 'writer: what was written for a forgotten tenant is erased',
+    file: 'src/swdriver/column_writer.ts',
+    find: 'if (!owner.placedByRuntime) for (const piece of owner.pieces(place)) piece.fill(0);',
     replace: '',
     protects: 'P2: nothing of a forgotten tenant stays.',
     killers: [hazard('what a runtime still writes when its tenant is forgotten is overwritten when it has written')],
@@ -183,10 +187,10 @@ export const driver = [
     killers: [anyDriver, sim(500)],
   },
   {
-    name: 'driver: columns of a stripe that went are forgotten',
+    name: 'driver: what continued columns of a stripe that went gives its slots back',
     file: 'src/swdriver/driver_core.ts',
-    find: '      if (this.#map.stripe(node) !== stripe.index) this.#discard(node);\n',
-    replace: '',
+    find: "        this.#discard(node, 'lost');\n      } else {",
+    replace: '      } else {',
     protects: 'P3: slots of what continued them come back.',
     killers: [vitest('test/model/connecting.test.ts', 'within one daemon: the others go on when one goes'), anyDriver],
   },

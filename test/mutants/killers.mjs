@@ -22,6 +22,10 @@ export const model = (name, mutant) => ({ kind: 'model', model: name, mutant });
 
 export const oracle = vitest('test/core/shard_core.test.ts', 'the shard core against an oracle');
 export const anyDriver = vitest('test/model/driver.test.ts', 'whatever happens, a driver serves right bytes or a miss');
+export const anyGroups = vitest(
+  'test/model/groups_random.test.ts',
+  'whatever happens to a model of groups, a driver serves right parts of verified tokens or a miss',
+);
 export const hostileStream = native('no kept input of a hostile client over streams breaks a promise');
 export const hostileRing = native('no kept input of a hostile client in shared memory breaks a promise');
 export const brokenShard = native(

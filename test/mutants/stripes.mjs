@@ -38,12 +38,12 @@ export const stripes = [
   },
   {
     name: 'stripe: a batch holds its slots',
-    file: 'src/swdriver/stripe.ts',
+    file: 'src/swdriver/stripe_group.ts',
     find: '    for (const slot of batch.slots) this.#slots.hold(slot);\n',
     replace: '',
     also: [
       {
-        file: 'src/swdriver/stripe.ts',
+        file: 'src/swdriver/stripe_group.ts',
         find: '      this.#slots.release(batch.slots[item] as number);\n',
         replace: '',
       },
@@ -53,12 +53,12 @@ export const stripes = [
   },
   {
     name: 'stripe: a batch holds its places',
-    file: 'src/swdriver/stripe.ts',
+    file: 'src/swdriver/stripe_group.ts',
     find: '    if (this.#handsOutPlaces) for (const place of batch.places) this.#places.hold(place);\n',
     replace: '',
     also: [
       {
-        file: 'src/swdriver/stripe.ts',
+        file: 'src/swdriver/stripe_group.ts',
         find: '      if (this.#handsOutPlaces && batch.places.length > 0) this.#places.release(batch.places[item] as number);\n',
         replace: '',
       },
@@ -68,15 +68,15 @@ export const stripes = [
   },
   {
     name: 'stripe: a slot is held until the last shard has ended its item',
-    file: 'src/swdriver/stripe.ts',
+    file: 'src/swdriver/stripe_group.ts',
     find: '    if (batch.unfinished[item] === 0) {\n      this.#slots.release',
-    replace: '    if (batch.unfinished[item] === this.shardCount - 1) {\n      this.#slots.release',
+    replace: '    if (batch.unfinished[item] === this.#members.length - 1) {\n      this.#slots.release',
     protects: 'P1: a slot is free on all shards or on none.',
     killers: [stripe('a stripe of very many shards waits for all of them'), anyDriver, sim(500)],
   },
   {
     name: 'stripe: what was taken before it fell is of no account',
-    file: 'src/swdriver/stripe.ts',
+    file: 'src/swdriver/stripe_group.ts',
     find: 'if (epoch === this.#epoch) this.#slots.release(slot);',
     replace: 'this.#slots.release(slot);',
     protects: 'P1: a slot of now is not freed by a writer of before.',
@@ -84,7 +84,7 @@ export const stripes = [
   },
   {
     name: 'stripe: a place of before it fell is of no account',
-    file: 'src/swdriver/stripe.ts',
+    file: 'src/swdriver/stripe_group.ts',
     find: 'if (!this.#handsOutPlaces || epoch !== this.#epoch) return;',
     replace: 'if (!this.#handsOutPlaces) return;',
     protects: 'P1: a place of now is not freed by a reader of before.',
@@ -92,7 +92,7 @@ export const stripes = [
   },
   {
     name: 'stripe: its epoch rises when it falls',
-    file: 'src/swdriver/stripe.ts',
+    file: 'src/swdriver/stripe_group.ts',
     find: '    this.#epoch += 1;\n',
     replace: '',
     protects: 'P1: what was true of a slot before says nothing about it now.',
@@ -100,7 +100,7 @@ export const stripes = [
   },
   {
     name: 'stripe: the item of a completion is one of its batch',
-    file: 'src/swdriver/stripe.ts',
+    file: 'src/swdriver/stripe_group.ts',
     find: '!batch || !(item < batch.length) ||',
     replace: '!batch ||',
     protects: 'P1: a shard that reports what was never asked changes nothing.',
@@ -108,7 +108,7 @@ export const stripes = [
   },
   {
     name: 'stripe: an item finishes once on each shard',
-    file: 'src/swdriver/stripe.ts',
+    file: 'src/swdriver/stripe_group.ts',
     find: ' || batch.finished[at] === 1) return;',
     replace: ') return;',
     protects: 'P1: a shard that reports an item twice does not free its slot.',
@@ -116,7 +116,7 @@ export const stripes = [
   },
   {
     name: 'stripe: an item ends with its worst status',
-    file: 'src/swdriver/stripe.ts',
+    file: 'src/swdriver/stripe_group.ts',
     find: 'batch.outcome[item] = Math.max(batch.outcome[item] as number, status);',
     replace: 'batch.outcome[item] = Math.min(batch.outcome[item] as number, status);',
     protects: 'P1: a column is whole when every shard says so.',
@@ -124,7 +124,7 @@ export const stripes = [
   },
   {
     name: 'stripe: a call ends at its deadline',
-    file: 'src/swdriver/stripe.ts',
+    file: 'src/swdriver/stripe_group.ts',
     find: 'batch.cancelDeadline = this.clock.schedule(request.deadlineMs, () => this.#expire(batch));',
     replace: 'batch.cancelDeadline = () => {};',
     protects: 'P3: a call does not wait for a shard that does not answer.',
@@ -132,7 +132,7 @@ export const stripes = [
   },
   {
     name: 'stripe: an unfinished item is no success',
-    file: 'src/swdriver/stripe.ts',
+    file: 'src/swdriver/stripe_group.ts',
     find: 'if (batch.unfinished[item] !== 0) outcome[item]',
     replace: 'if (false) outcome[item]',
     protects: 'P1: what has not come by the deadline does not count.',
@@ -140,7 +140,7 @@ export const stripes = [
   },
   {
     name: 'stripe: a silent shard is not asked again',
-    file: 'src/swdriver/stripe.ts',
+    file: 'src/swdriver/stripe_group.ts',
     find: 'this.#silent.add(shard);',
     replace: '{}',
     protects: 'P3: the calls after one that waited in vain end at once.',
@@ -148,7 +148,7 @@ export const stripes = [
   },
   {
     name: 'stripe: a shard that answers again is asked again',
-    file: 'src/swdriver/stripe.ts',
+    file: 'src/swdriver/stripe_group.ts',
     find: '    this.#silent.delete(shard);\n',
     replace: '',
     protects: 'P3: a daemon that was only stopped is used again.',
@@ -156,15 +156,15 @@ export const stripes = [
   },
   {
     name: 'stripe: a connection that stays silent is given up',
-    file: 'src/swdriver/stripe.ts',
-    find: 'if (shards.length > 0) this.#fall(',
-    replace: 'if (false) this.#fall(',
+    file: 'src/swdriver/stripe_group.ts',
+    find: 'if (shards.length > 0)\n      this.host.fall(',
+    replace: 'if (false)\n      this.host.fall(',
     protects: 'P3: nothing waits for ever for a black hole.',
     killers: [vitest('test/model/quiet.test.ts', 'a refill that never comes is quiet when the stripe has fallen')],
   },
   {
     name: 'stripe: a lane that stays silent while others go on is given up',
-    file: 'src/swdriver/stripe.ts',
+    file: 'src/swdriver/stripe_group.ts',
     find: '    this.#watch(batch, LATENESS * patienceMs);\n',
     replace: '',
     protects: 'P3: slots and places come back from a lane that swallows everything.',
@@ -177,7 +177,7 @@ export const stripes = [
   },
   {
     name: 'stripe: it is quiet when its connections have closed',
-    file: 'src/swdriver/stripe.ts',
+    file: 'src/swdriver/stripe_group.ts',
     find: 'if (batch.onQuiet) closed.then(batch.onQuiet);',
     replace: 'batch.onQuiet?.();',
     protects: 'P1: a place is not given to another while a piece may still come into it.',
@@ -190,7 +190,7 @@ export const stripes = [
   },
   {
     name: 'stripe: a draining daemon takes nothing new',
-    file: 'src/swdriver/stripe.ts',
+    file: 'src/swdriver/stripe_group.ts',
     find: '&& !this.#draining && this.#silent.size === 0',
     replace: '&& this.#silent.size === 0',
     protects: 'P3: nothing is begun that cannot be ended.',
@@ -200,7 +200,7 @@ export const stripes = [
   },
   {
     name: 'stripe: a command comes after the evicts before it',
-    file: 'src/swdriver/stripe.ts',
+    file: 'src/swdriver/stripe_group.ts',
     find: 'const after = evict ? 0 : this.#evictsIssued;',
     replace: 'const after = 0;',
     protects: 'P1: a refill sees the evict that it follows.',
@@ -208,7 +208,7 @@ export const stripes = [
   },
   {
     name: 'stripe: it asks all shards whether their memory is intact',
-    file: 'src/swdriver/stripe.ts',
+    file: 'src/swdriver/stripe_group.ts',
     find: 'this.#links.length > 0 && this.#links.every((link) => link.intact());',
     replace: 'this.#links.length > 0;',
     protects: 'P1: what was read while pages went does not count.',
