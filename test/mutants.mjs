@@ -7,10 +7,23 @@
 import { daemon } from './mutants/daemon.mjs';
 import { driver } from './mutants/driver.mjs';
 import { engine } from './mutants/engine.mjs';
+import { groupLines } from './mutants/groups.mjs';
 import { links } from './mutants/links.mjs';
 import { orders } from './mutants/orders.mjs';
+import { policies } from './mutants/policies.mjs';
 import { prefixes } from './mutants/prefixes.mjs';
 import { store } from './mutants/store.mjs';
 import { stripes } from './mutants/stripes.mjs';
 
-export const mutants = [...orders, ...store, ...engine, ...links, ...prefixes, ...stripes, ...driver, ...daemon];
+export const mutants = [
+  ...orders,
+  ...store,
+  ...engine,
+  ...links,
+  ...prefixes,
+  ...stripes,
+  ...driver,
+  ...groupLines,
+  ...policies,
+  ...daemon,
+];

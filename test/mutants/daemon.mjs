@@ -257,6 +257,53 @@ const parking = [
     protects: 'P1: a slot that was written before its evict was read is not taken for what it held before.',
     killers: [native('slots that a descriptor names which nobody had taken are empty when they are parked')],
   },
+  {
+    name: 'parking: another user gets nothing',
+    file: 'src/kvss/parked.ts',
+    find: ' && grant.uid === uid;',
+    replace: ';',
+    protects: 'P2: parked memory goes to a process of the user that it was handed to.',
+    killers: [
+      vitest('test/unit/parked.test.ts', 'another user, kind, label or owner finds nothing and changes nothing'),
+    ],
+  },
+  {
+    name: 'parking: memory is of one shard',
+    file: 'src/kvss/parked.ts',
+    find: 'grant.shard === shard && grant.label',
+    replace: 'grant.label',
+    protects: 'P1: a claim on one shard does not bring the memory of another.',
+    killers: [
+      vitest('test/unit/parked.test.ts', 'another user, kind, label or owner finds nothing and changes nothing'),
+    ],
+  },
+  {
+    name: 'parking: one claim succeeds',
+    file: 'src/kvss/parked.ts',
+    find: '      this.#forget(found);\n      return found;\n',
+    replace: '      return found;\n',
+    protects: 'P2: two sessions never have one memory.',
+    killers: [
+      vitest('test/unit/parked.test.ts', 'another user, kind, label or owner finds nothing and changes nothing'),
+      parked('of two claims at once one gets it'),
+    ],
+  },
+  {
+    name: 'parking: a claim waits for the end of the session before it',
+    file: 'src/kvss/parked.ts',
+    find: '    // Its session may just be about to end.\n    await Promise.allSettled(this.#underWay);\n',
+    replace: '',
+    protects: 'P3: a driver that comes back at once finds what it left.',
+    killers: [vitest('test/unit/parked.test.ts', 'a claim waits for what is just being parked')],
+  },
+  {
+    name: 'parking: the daemon has the last word on how long',
+    file: 'src/kvss/parked.ts',
+    find: 'Math.min(wanted.ms, this.limits.maxMs)',
+    replace: 'wanted.ms',
+    protects: 'P2: memory of a driver that does not come back is zeroed.',
+    killers: [vitest('test/unit/parked.test.ts', 'the daemon has the last word on how long')],
+  },
 ];
 
 export const daemon = [...doors, ...parking];

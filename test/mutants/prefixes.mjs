@@ -1,6 +1,6 @@
 // The map from prefixes to columns, and the names that it begins with.
 
-import { anyDriver, map, sim, vitest } from './killers.mjs';
+import { anyDriver, anyGroups, map, sim, spans, vitest } from './killers.mjs';
 
 export const prefixes = [
   {
@@ -127,5 +127,63 @@ export const prefixes = [
     replace: 'if (false) {',
     protects: 'P2: shards can tell tenants apart.',
     killers: [vitest('test/unit/tenant_tags.test.ts', 'two tenants that would have the same tag are refused')],
+  },
+  {
+    name: 'map: the content of a column is compared first',
+    file: 'src/swdriver/prefix_map.ts',
+    find: 'if (this.#content[first] === content && this.#sameTokens(first, tokens, at)) return first;',
+    replace: 'if (this.#sameTokens(first, tokens, at)) return first;',
+    protects: 'P6: the same placeholders that stand for another image are another column.',
+    killers: [spans('the same placeholders with another digest are another column'), anyGroups],
+  },
+  {
+    name: 'map: the content is compared behind the hash',
+    file: 'src/swdriver/prefix_map.ts',
+    find: '        this.#content[node] === content &&\n',
+    replace: '',
+    protects: 'P6: the same placeholders that stand for another image are another column.',
+    killers: [anyGroups],
+  },
+  {
+    name: 'map: a walk compares contents',
+    file: 'src/swdriver/prefix_map.ts',
+    find: 'first !== NONE && this.#content[first] === content && this.#sameTokens(first, tokens, cursor)',
+    replace: 'first !== NONE && this.#sameTokens(first, tokens, cursor)',
+    protects: 'P6: the same placeholders that stand for another image are another column.',
+    killers: [spans('the same placeholders with another digest are another column'), anyGroups],
+  },
+  {
+    name: 'contents: a number is not used again while a column has it',
+    file: 'src/swdriver/contents.ts',
+    find: '    if (columns > 0) return;\n',
+    replace: '',
+    protects: 'P6: two contents do not have one number.',
+    killers: [anyGroups],
+  },
+  {
+    name: 'contents: the whole digest is compared',
+    file: 'src/swdriver/contents.ts',
+    find: "Buffer.from(span.digest).toString('hex')",
+    replace: "Buffer.from(span.digest.subarray(0, 31)).toString('hex')",
+    protects: 'P6: two images are told apart by all that is known of them.',
+    killers: [spans('a digest is compared to its last byte')],
+  },
+  {
+    name: 'contents: where a span lies in its column counts',
+    file: 'src/swdriver/contents.ts',
+    // biome-ignore lint/suspicious/noTemplateCurlyInString: it is a piece of the source.
+    find: '${offset}+${span.length}=${digest};',
+    // biome-ignore lint/suspicious/noTemplateCurlyInString: likewise.
+    replace: '+${span.length}=${digest};',
+    protects: 'P6: what stands for something else is told apart by its place.',
+    killers: [spans('offset and length of a span count')],
+  },
+  {
+    name: 'contents: a span is part of every column that it touches',
+    file: 'src/swdriver/contents.ts',
+    find: 'const last = Math.floor((begin + span.length - 1) / this.columnTokens);',
+    replace: 'const last = Math.floor(begin / this.columnTokens);',
+    protects: 'P6: a column that shows a part of another image is another column.',
+    killers: [spans('an image that lies across two columns is part of both')],
   },
 ];

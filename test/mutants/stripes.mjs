@@ -217,4 +217,21 @@ export const stripes = [
       sim(500),
     ],
   },
+  {
+    name: 'stripe: the map forgets before anybody is told',
+    file: 'src/swdriver/stripe.ts',
+    find: '    const settle = this.groups.map((group) => group.stop(park));\n    try {\n      // The map forgets first: what is told about the batches must find it so.\n      this.events.down(this, reason);\n    } finally {\n      // Also where a listener throws: nobody may wait for ever.\n      for (const each of settle) each();\n',
+    replace:
+      '    const settle = this.groups.map((group) => group.stop(park));\n    for (const each of settle) each();\n    try {\n      this.events.down(this, reason);\n    } finally {\n',
+    protects: 'P1: what is on its way when a stripe goes does not find its columns still there.',
+    killers: [anyDriver],
+  },
+  {
+    name: 'stripe: nobody waits where a listener throws',
+    file: 'src/swdriver/stripe.ts',
+    find: '    try {\n      // The map forgets first: what is told about the batches must find it so.\n      this.events.down(this, reason);\n    } finally {\n      // Also where a listener throws: nobody may wait for ever.\n      for (const each of settle) each();\n      this.reopen();\n    }\n',
+    replace: '    this.events.down(this, reason);\n    for (const each of settle) each();\n    this.reopen();\n',
+    protects: 'P3: a call ends when its stripe has gone.',
+    killers: [vitest('test/model/connecting.test.ts', 'a listener that throws leaves no call waiting')],
+  },
 ];
