@@ -34,7 +34,7 @@ export {
   splitGroup,
 } from './swdriver/model_config.js';
 export type { ColumnMemory, ColumnRef, PieceSink, PieceSource } from './swdriver/runtime.js';
-export type { EvictResult, Sequence } from './swdriver/sequence.js';
+export type { EvictResult, MatchOptions, Sequence } from './swdriver/sequence.js';
 export {
   type GroupInfo,
   SwDriver,

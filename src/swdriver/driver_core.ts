@@ -57,6 +57,8 @@ export interface Lookup {
   readonly fingerprints: PromptFingerprints;
   /** Columns from this one on are not stored, because a policy or the caller does not want it. */
   readonly storeColumns: number;
+  /** Columns up to this one go last. */
+  readonly protectColumns: number;
 }
 
 /** Room for a new column: a slot in each group that keeps whole prefixes. */
@@ -185,6 +187,8 @@ export class DriverCore implements HitHost {
     serials.length = columns;
     stripeOf.length = columns;
     const last = path.at(-1);
+    const protect = Math.min(columns, lookup.protectColumns);
+    for (let column = 0; column < protect; column += 1) map.protect(path[column] as Node);
     if (last !== undefined) {
       map.touch(last);
       ledger.use(path, columns, now);

@@ -23,6 +23,12 @@ export interface EvictResult {
   ahead: number;
 }
 
+export interface MatchOptions {
+  spans?: readonly ContentSpan[];
+  storeUpTo?: number;
+  protectTokens?: number;
+}
+
 // Columns that are written before they are sent, so that shards work while the runtime writes the next ones.
 const COLUMNS_PER_BATCH = 128;
 const NO_TOKENS = new Uint32Array(0);
@@ -60,6 +66,8 @@ export class Sequence {
   readonly #fingerprints: PromptFingerprints;
   /** Tokens of the prompt that may be stored, as the caller wants it. */
   #storeUpTo = Number.POSITIVE_INFINITY;
+  /** Columns of the prompt that are to go last. */
+  #protectColumns = 0;
   readonly #writer: ColumnWriter;
   /** Columns written ahead, in order, the first one that of the first proposed token. */
   #ahead: AheadColumn[] = [];
@@ -108,15 +116,20 @@ export class Sequence {
    * Begins a prompt: finds and pins its longest cached prefix. Takes no round trip and waits for nothing. The tokens
    * are copied. `spans`: tokens that stand for something else, such as an image; their digests are part of what has to be
    * the same. `storeUpTo`: tokens from the start of the prompt of which columns may be stored, such as the head that
-   * prompts share; what the user typed then stays out. Throws KVSS_BAD_INPUT for spans that are not within the prompt.
+   * prompts share; what the user typed then stays out. `protectTokens`: tokens from the start of the prompt of which columns
+   * go only when nothing else can make room, such as a system prompt and its tools. Throws KVSS_BAD_INPUT for spans that are
+   * not within the prompt.
    */
-  match(prompt: Uint32Array, options: { spans?: readonly ContentSpan[]; storeUpTo?: number } = {}): Hit {
+  match(prompt: Uint32Array, options: MatchOptions = {}): Hit {
     this.#checkOpen();
     if (this.#evicting > 0) throw localError('KVSS_BAD_INPUT', 'match: wait for the evict of this sequence first');
-    const { storeUpTo = Number.POSITIVE_INFINITY } = options;
+    const { storeUpTo = Number.POSITIVE_INFINITY, protectTokens = 0 } = options;
     if (!(storeUpTo >= 0)) throw localError('KVSS_BAD_INPUT', `storeUpTo: ${storeUpTo} is no number of tokens`);
+    if (!(protectTokens >= 0))
+      throw localError('KVSS_BAD_INPUT', `protectTokens: ${protectTokens} is no number of tokens`);
     const spans = this.#spansOf(options.spans, 0, prompt.length, undefined);
     this.#storeUpTo = storeUpTo;
+    this.#protectColumns = Math.floor(protectTokens / this.core.map.columnTokens);
     this.#dropAhead();
     this.#spans = spans;
     this.#tokens = prompt.slice();
@@ -131,6 +144,7 @@ export class Sequence {
       contents: spans?.numbersIn(map.contents),
       fingerprints: this.#fingerprints,
       storeColumns: this.#storeColumns,
+      protectColumns: this.#protectColumns,
     });
     this.#setTip(hit.lastNode ?? this.#root, hit.columns);
     this.#branchColumns = hit.wholeColumns;
@@ -476,6 +490,7 @@ export class Sequence {
     fingerprints.extend(accounting.fingerprint, tokens, map.columnTokens, index + 1, index + 1);
     const spelling = this.#spans?.spellingOf(index) ?? '';
     this.#writer.enter(claim, this.#tip, tokens, spelling, fingerprints.low(index), fingerprints.high(index));
+    if (index < this.#protectColumns) map.protect(claim.node);
   }
 
   /** Columns of the prompt that may be stored. */

@@ -1,5 +1,6 @@
 import * as fc from 'fast-check';
 import { expect, test } from 'vitest';
+import type { TenantPolicy } from '../../src/common/tenant_policy.js';
 import type { ModelGroup } from '../../src/swdriver/model.js';
 import {
   COLUMN_TOKENS,
@@ -150,6 +151,17 @@ const within = (spans: readonly Span[], tokens: number): Span[] =>
 /** One of what there is, the newest with 0; undefined where there is nothing. */
 const one = <Item>(items: readonly Item[], which: number): Item | undefined => items.at(-1 - (which % items.length));
 
+const policy = fc.constantFrom<TenantPolicy>(
+  {},
+  {},
+  { ttl: { mode: 'last-use', seconds: 0.2 } },
+  { ttl: { mode: 'last-use', seconds: 1.5 } },
+  { ttl: { mode: 'first-use', seconds: 0.5 } },
+  { noStore: true },
+  { storeUpTo: 2 * COLUMN_TOKENS + 1 },
+  { quotaBytes: 400 },
+);
+
 /** Steps with how often they come up. Whatever else a driver can be asked for, or can suffer, belongs here. */
 const WEIGHTED_STEPS: readonly (readonly [weight: number, step: fc.Arbitrary<Step>])[] = [
   [
@@ -198,6 +210,12 @@ const WEIGHTED_STEPS: readonly (readonly [weight: number, step: fc.Arbitrary<Ste
           else world.append(owner, tokens, within(spans, tokens.length));
         }),
     ),
+  ],
+  [
+    2,
+    fc
+      .tuple(tenant, policy)
+      .map(([who, what]) => new Step(`policy(${who}, ${JSON.stringify(what)})`, (world) => world.setPolicy(who, what))),
   ],
   [
     6,

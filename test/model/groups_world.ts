@@ -1,4 +1,5 @@
 import { vi } from 'vitest';
+import type { TenantPolicy } from '../../src/common/tenant_policy.js';
 import { Status } from '../../src/proto/generated.js';
 import type { ContentSpan } from '../../src/swdriver/contents.js';
 import type { Hit, RefillResult } from '../../src/swdriver/hit.js';
@@ -141,13 +142,26 @@ export class GroupsWorld {
   readonly waitingRuntimes: (() => void)[] = [];
   readonly faults: string[] = [];
   /** What the oracle has looked at, so that nobody takes a run in which nothing happens for a good one. */
-  readonly seen = { parts: 0, windowParts: 0, optionalParts: 0, shorter: 0, ahead: 0, published: 0, spans: 0 };
+  readonly seen = {
+    parts: 0,
+    windowParts: 0,
+    optionalParts: 0,
+    shorter: 0,
+    ahead: 0,
+    published: 0,
+    spans: 0,
+    expiring: 0,
+  };
   /** Parts that the runtime was asked for, by key of their column and group, then by generation. */
   readonly #asked = new Map<string, Map<number, Asked>>();
   readonly #columnOf = new Map<number, string>();
   readonly #tags = new Map<bigint, string>();
   readonly #places: ReadonlyMap<string, Places>;
   #hasLost = false;
+  readonly #policies = new Map<string, TenantPolicy>();
+  /** When a column was stored at the latest, and when a prompt last hit it, by its key. */
+  readonly #storedAt = new Map<string, number>();
+  readonly #usedAt = new Map<string, number>();
 
   private constructor(
     readonly options: GroupsWorldOptions,
@@ -258,6 +272,7 @@ export class GroupsWorld {
     if (hit.tokens !== hit.columns * COLUMN_TOKENS) this.fault(`a hit of ${hit.columns} columns, ${hit.tokens} tokens`);
     if (hit.columns > known) this.fault(`a hit of ${hit.columns} columns, and ${known} were evicted and verified`);
     if (hit.columns > 0 && spans.length > 0) this.seen.spans += 1;
+    this.#checkAllowed(tracked);
     for (const { name, required } of this.driver.groups) {
       const columns = hit.tokensOf(name) / COLUMN_TOKENS;
       if (required ? columns !== hit.columns : columns > hit.columns) {
@@ -265,6 +280,30 @@ export class GroupsWorld {
       }
     }
     return tracked;
+  }
+
+  /** A tenant is restricted in another way from now on. */
+  setPolicy(tenant: string, policy: TenantPolicy): void {
+    this.#policies.set(tenant, policy);
+    this.driver.policies.set(tenant, policy);
+    // What is not allowed any more goes, pinned or not.
+    this.#endPins((tracked) => tracked.owner.tenant === tenant);
+  }
+
+  /** No column whose time is over, and none that must not be stored, is ever found. */
+  #checkAllowed({ hit: { columns }, owner: { tenant, adapter }, tokens, spans }: TrackedHit): void {
+    const { ttl, noStore, storeUpTo = Number.POSITIVE_INFINITY } = this.#policies.get(tenant) ?? {};
+    if (noStore && columns > 0) this.fault(`a hit of ${columns} columns of a tenant that stores nothing`);
+    if (columns * COLUMN_TOKENS > storeUpTo) this.fault(`a hit of ${columns} columns beyond ${storeUpTo} tokens`);
+    const now = this.clock.now();
+    for (let column = 0; column < columns; column += 1) {
+      const key = columnKey(tenant, adapter, tokens, spans, column);
+      const stored = this.#storedAt.get(key) ?? 0;
+      const since = ttl?.mode === 'last-use' ? Math.max(stored, this.#usedAt.get(key) ?? 0) : stored;
+      if (ttl) this.seen.expiring += 1;
+      if (ttl && now >= since + ttl.seconds * 1000) this.fault(`column ${column} was found after its time`);
+      this.#usedAt.set(key, now);
+    }
   }
 
   append(owner: TrackedSequence, tokens: readonly number[], spans: readonly Span[] = []): void {
@@ -561,6 +600,8 @@ export class GroupsWorld {
     const wrong: string[] = [];
     const { hit, deadline, views } = tracked;
     const over = tracked.released || this.clock.now() >= deadline;
+    // Columns that expire take their pins with them.
+    if (this.#policies.get(tracked.owner.tenant)?.ttl) tracked.mayBeVoid = true;
     // Where the clock has jumped, timers are late.
     if (over && !tracked.mayBeVoid && hit.held) wrong.push('a hit is held although it was released or its time was up');
     if (!over && !tracked.mayBeVoid && !hit.held) wrong.push('a hit lost its pin without a reason');
@@ -658,7 +699,10 @@ export class GroupsWorld {
     const part = partKey(key, ref.group);
     const generations = this.#asked.get(part) ?? new Map<number, Asked>();
     if (generations.has(ref.generation)) this.fault(`${ref.group} was asked for twice`);
-    generations.set(ref.generation, { owner, ahead: !owner.verified.has(key) });
+    const ahead = !owner.verified.has(key);
+    generations.set(ref.generation, { owner, ahead });
+    // What is written ahead is stored when it is found right, which may be any time from now on.
+    this.#storedAt.set(key, ahead ? Number.POSITIVE_INFINITY : this.clock.now());
     this.#asked.set(part, generations);
     return this.#expected(owner, tokens, spans, ref);
   }

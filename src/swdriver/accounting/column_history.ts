@@ -17,6 +17,8 @@ const CAUSES: readonly MissCause[] = ['neverStored', 'shardDown', 'evicted', 'ex
 /** Of an entry that counts the owners who have a prefix stored; owners begin with 1. */
 const ANYONE = 0;
 const WAYS = 8;
+/** Columns in a row that nothing is known of, after which none of those behind them is. */
+const LOOKS_IN_VAIN = 16;
 // An entry: low and high half of the fingerprint, owner, and a stamp with a state or, for ANYONE, a number of owners.
 // That last word is 0 in places that are free.
 const WORDS = 4;
@@ -114,8 +116,9 @@ export class ColumnHistory {
 
   /**
    * Adds the causes of columns `from` to `end` of a prompt to `tally`, as tokens; `fingerprints` as Fingerprint.chainAll
-   * writes them. What continues a prefix that nobody ever stored was never stored either, so the first such column ends
-   * the search: a prompt that is new throughout costs one look. Answers the cause of column `from`.
+   * writes them. What continues a prefix that nobody ever stored was never stored either, so some such columns in a row end
+   * the search, and a prompt that is new throughout costs few looks. Some, because the table forgets one column here and
+   * there; where a later one is known, those before it had the same fate. Answers the cause of column `from`.
    */
   explain(
     fingerprints: Uint32Array,
@@ -125,18 +128,19 @@ export class ColumnHistory {
     columnTokens: number,
     tally: MissTally,
   ): MissCause {
-    let first: MissCause = 'neverStored';
-    for (let column = from; column < end; column += 1) {
+    let first: MissCause | undefined;
+    // Columns before this one have been counted.
+    let counted = from;
+    for (let column = from; column < end && column - counted < LOOKS_IN_VAIN; column += 1) {
       const low = fingerprints[2 * column] as number;
       const cause = this.causeOf(low, fingerprints[2 * column + 1] as number, owner);
-      if (column === from) first = cause;
-      if (cause === 'neverStored') {
-        tally.add(cause, (end - column) * columnTokens);
-        break;
-      }
-      tally.add(cause, columnTokens);
+      if (cause === 'neverStored') continue;
+      first ??= cause;
+      tally.add(cause, (column + 1 - counted) * columnTokens);
+      counted = column + 1;
     }
-    return first;
+    tally.add('neverStored', (end - counted) * columnTokens);
+    return first ?? 'neverStored';
   }
 
   /** Nothing is remembered of this column of `owner` any more: it was forgotten on request. */
