@@ -334,6 +334,8 @@ async function vitest(tree, files, names, limitSeconds, env = {}) {
       ...files,
       ...pattern,
       '--no-cache',
+      // A machine with much else to do makes tests slow and not wrong. Who stands still is ended from here.
+      `--testTimeout=${limitSeconds * 1000}`,
       '--reporter=json',
       `--outputFile=${report}`,
     ],
@@ -352,7 +354,7 @@ async function vitest(tree, files, names, limitSeconds, env = {}) {
 /** Runs a killer: whether it failed, by what, and whether it ran at all. */
 async function attempt(tree, killer) {
   const limitSeconds =
-    killer.limitSeconds ?? { native: 60, vitest: 180, sim: 900, fuzz: 300 }[killer.kind] ?? MODEL_LIMIT_S;
+    killer.limitSeconds ?? { native: 60, vitest: 300, sim: 900, fuzz: 300 }[killer.kind] ?? MODEL_LIMIT_S;
   const over = ({ late }) => late && { failed: true, late: true, what: `nothing happened for ${limitSeconds} s` };
   switch (killer.kind) {
     case 'native': {

@@ -128,6 +128,7 @@ export const stripes = [
     find: 'batch.cancelDeadline = this.clock.schedule(request.deadlineMs, () => this.#expire(batch));',
     replace: 'batch.cancelDeadline = () => {};',
     protects: 'P3: a call does not wait for a shard that does not answer.',
+    hangs: true,
     killers: [sim(500), stripe('at the deadline what has not finished counts as such, and what has keeps its status')],
   },
   {
