@@ -36,6 +36,8 @@ const PAGE = `${root}docs/MUTANTS.md`;
 const BUILD_LIMIT_S = 900;
 const TARGETS = { asan: 'native_tests_asan', tsan: 'native_tests_tsan' };
 const MODEL_LIMIT_S = 600;
+/** Where standing still is how the missing line is noticed. */
+const HANGS_LIMIT_S = 60;
 
 const { values } = parseArgs({
   options: {
@@ -498,7 +500,8 @@ async function tryOut(tree, mutant, idle) {
         changed = true;
       }
       await build(tree, killer, files);
-      const { failed, late, what, seed } = await attempt(tree, killer);
+      const limited = mutant.hangs ? { limitSeconds: HANGS_LIMIT_S, ...killer } : killer;
+      const { failed, late, what, seed } = await attempt(tree, limited);
       // Who stands still may be slow only, unless that is what the line prevents.
       if (failed && (!late || mutant.hangs)) return finish('killed', { killer: nameOf(killer), what, seed });
       survived.push(`${nameOf(killer)}${late ? ` (${what})` : ''}`);

@@ -166,6 +166,49 @@ test('a target without its draft is no hit', async () => {
   await world.finish();
 });
 
+test('a window that a shard could not store is not found', async () => {
+  const world = await over([FULL, sliding(2)]);
+  standsStill(world);
+  const { owner } = world.open('a', columns(3));
+  const evict = world.evict(owner);
+  await finish(world, 'full', Opcode.evict, 3);
+  await finish(world, 'sliding', Opcode.evict, 2);
+  expect(await evict).toMatchObject({ stored: 3, dropped: 0 });
+  expect(world.partsOf(1)).toHaveLength(2);
+  expect(world.open('a', columns(3)).hit.hit.columns).toBe(2);
+  await world.finish();
+});
+
+test('a window that is mended is found when every shard has stored it', async () => {
+  const world = await over([FULL, sliding(1)]);
+  const first = world.open('a', columns(2));
+  await world.served(world.evict(first.owner, 'now', 'lacksWindows', 1));
+  world.release(first.hit);
+  const { owner, hit } = world.open('a', columns(1));
+  world.release(hit);
+  expect(hit.hit.columns).toBe(0);
+  standsStill(world);
+  const evict = world.evict(owner);
+  await settled();
+  expect(world.open('a', columns(1)).hit.hit.columns).toBe(0);
+  await finish(world, 'sliding', Opcode.evict, 1);
+  expect(await evict).toMatchObject({ stored: 0, present: 1 });
+  expect(world.open('a', columns(1)).hit.hit.columns).toBe(1);
+  await world.finish();
+});
+
+test('a refill has no more columns than every group that keeps whole prefixes has brought', async () => {
+  const world = await over([FULL, DRAFT]);
+  await store(world, columns(3));
+  standsStill(world);
+  const { hit } = world.open('a', columns(3));
+  const refill = world.refill(hit);
+  await finish(world, 'full', Opcode.refill, 3);
+  await finish(world, 'draft', Opcode.refill, 1);
+  expect(await refill).toMatchObject({ columns: 1 });
+  await world.finish();
+});
+
 test('a window that the runtime has no more does not keep a column from being stored', async () => {
   const world = await over([FULL, sliding(2)]);
   const { owner } = world.open('a', columns(5));

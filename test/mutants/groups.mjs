@@ -50,7 +50,7 @@ export const groupLines = [
     find: '        for (const part of failed ?? []) this.#lack(claim, part);\n',
     replace: '',
     protects: 'P1: a window that one shard could not store is not found.',
-    killers: [anyGroups],
+    killers: [groups('a window that a shard could not store is not found'), anyGroups],
   },
   {
     name: 'groups: a hit has the windows that it needs',
@@ -80,7 +80,7 @@ export const groupLines = [
     find: '        columns = reached;\n        // A shorter prefix of a model',
     replace: '        if (group === 0) columns = reached;\n        // A shorter prefix of a model',
     protects: 'P1: only columns of which every group has come count.',
-    killers: [anyGroups],
+    killers: [groups('a refill has no more columns than every group that keeps whole prefixes has brought'), anyGroups],
   },
   {
     name: 'map: a part counts when it is stored',
@@ -88,7 +88,7 @@ export const groupLines = [
     find: ' & ~(this.#pending[node] as number) & (1 << group)) !== 0;',
     replace: ' & (1 << group)) !== 0;',
     protects: 'P1: a window is found when every shard has stored it.',
-    killers: [anyGroups],
+    killers: [groups('a window that is mended is found when every shard has stored it'), anyGroups],
   },
   {
     name: 'windows: a part that a hit holds does not go',
@@ -154,7 +154,7 @@ export const groupLines = [
     find: 'const follows = allowed && this.#findTip() === claim.index && this.#writer.holds(claim);',
     replace: 'const follows = allowed && this.#writer.holds(claim);',
     protects: 'P6: a column is not put behind other tokens than its own.',
-    killers: [anyGroups],
+    killers: [speculation('what was written ahead is not put behind a column that has gone'), anyGroups],
   },
   {
     name: 'verdict: slots that went with their stripe are nobody’s',
@@ -162,7 +162,10 @@ export const groupLines = [
     find: 'const follows = allowed && this.#findTip() === claim.index && this.#writer.holds(claim);',
     replace: 'const follows = allowed && this.#findTip() === claim.index;',
     protects: 'P1: a column is not found in a slot of before.',
-    killers: [speculation('what was written ahead goes with a stripe that goes'), anyGroups],
+    killers: [
+      speculation('what was written ahead before its stripe went is not found in the slots of after'),
+      anyGroups,
+    ],
   },
   {
     name: 'verdict: a new prompt drops what waits',

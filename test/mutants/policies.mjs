@@ -9,7 +9,10 @@ export const policies = [
     find: '      if (expires && tenant.expiryOf(ledger.storedAt(node), ledger.usedAt(node)) <= now) {',
     replace: '      if (false) {',
     protects: 'P2: what has expired is never returned, also where nobody has come to delete it.',
-    killers: [anyDriver],
+    killers: [
+      vitest('test/model/policies.test.ts', 'what has expired is not found, also where nobody has come to delete it'),
+      anyDriver,
+    ],
   },
   {
     name: 'expiry: both times count',
@@ -17,7 +20,10 @@ export const policies = [
     find: 'return Math.min(usedAt + lastUseSeconds * 1000, storedAt + firstUseSeconds * 1000);',
     replace: 'return usedAt + lastUseSeconds * 1000;',
     protects: 'P2: a use does not make a column live longer that counts from its first.',
-    killers: [anyDriver],
+    killers: [
+      vitest('test/model/policies.test.ts', 'what has expired is not found, also where nobody has come to delete it'),
+      anyDriver,
+    ],
   },
   {
     name: 'policy: a tenant that stores nothing finds nothing',
@@ -25,7 +31,12 @@ export const policies = [
     find: 'if (!tenant.policy.noStore) {\n      map.walk',
     replace: 'if (tenant) {\n      map.walk',
     protects: 'P2: what must not be kept is not served, nor is anything while policies are not known.',
-    killers: [anyDriver],
+    killers: [
+      vitest(
+        'test/model/policies.test.ts',
+        'while policies are not known nothing is found or stored, and nothing goes',
+      ),
+    ],
   },
   {
     name: 'policy: a tenant that stores nothing stores nothing',
@@ -33,7 +44,12 @@ export const policies = [
     find: '    if (policy.noStore) return 0;\n',
     replace: '',
     protects: 'P2: what must not be kept is not sent to any shard.',
-    killers: [anyDriver],
+    killers: [
+      vitest(
+        'test/model/policies.test.ts',
+        'while policies are not known nothing is found or stored, and nothing goes',
+      ),
+    ],
   },
   {
     name: 'policy: columns beyond what may be stored are not sent',
@@ -42,7 +58,7 @@ export const policies = [
     replace: 'const full = all;',
     also: [{ file: 'src/swdriver/sequence.ts', find: '|| cursor >= this.#storeColumns) break;', replace: ') break;' }],
     protects: 'P2: what a user typed stays out where only the head may be kept.',
-    killers: [anyDriver],
+    killers: [vitest('test/model/policies.test.ts', 'columns beyond what may be stored reach no shard')],
   },
   {
     name: 'policy: columns beyond what may be stored are not written ahead',
@@ -57,7 +73,7 @@ export const policies = [
       },
     ],
     protects: 'P2: what a user typed stays out where only the head may be kept.',
-    killers: [anyDriver],
+    killers: [vitest('test/model/policies.test.ts', 'columns beyond what may be stored reach no shard')],
   },
   {
     name: 'policy: what a policy does not allow any more goes',
@@ -65,7 +81,7 @@ export const policies = [
     find: 'if (columns !== Number.POSITIVE_INFINITY) this.#eraseFrom(root, columns);',
     replace: '',
     protects: 'P2: what must not be kept is scrubbed, and not only hidden.',
-    killers: [anyDriver],
+    killers: [vitest('test/model/policies.test.ts', 'a policy that comes later has what it forbids scrubbed')],
   },
   {
     name: 'policy: policies that are not known take nothing away',
@@ -73,7 +89,12 @@ export const policies = [
     find: '    if (policy.pending) return;\n',
     replace: '',
     protects: 'P3: a daemon that is started again does not empty the cache.',
-    killers: [anyDriver],
+    killers: [
+      vitest(
+        'test/model/policies.test.ts',
+        'while policies are not known nothing is found or stored, and nothing goes',
+      ),
+    ],
   },
   {
     name: 'policy: a quota holds for new columns',
@@ -81,7 +102,9 @@ export const policies = [
     find: 'while (tenant.storedBytes + this.#wholeBytes > tenant.policy.quotaBytes) {',
     replace: 'while (false) {',
     protects: 'P3: one tenant does not take the room of all others.',
-    killers: [anyDriver],
+    killers: [
+      vitest('test/model/policies.test.ts', 'a tenant has no more bytes than its quota, and makes room of its own'),
+    ],
   },
   {
     name: 'policy: who is over a quota makes room of its own',
@@ -89,7 +112,9 @@ export const policies = [
     find: "this.#map.evictLeaf((node) => this.#discard(node, 'refused'), first);",
     replace: "this.#map.evictLeaf((node) => this.#discard(node, 'refused'));",
     protects: 'P2: a quota of one tenant takes nothing from another.',
-    killers: [anyDriver],
+    killers: [
+      vitest('test/model/policies.test.ts', 'a tenant has no more bytes than its quota, and makes room of its own'),
+    ],
   },
   {
     name: 'policy: unknown policies forbid everything',

@@ -219,13 +219,18 @@ export const stripes = [
     ],
   },
   {
-    name: 'stripe: the map forgets before anybody is told',
+    name: 'stripe: it has nothing any more when its fall is told',
     file: 'src/swdriver/stripe.ts',
-    find: '    const settle = this.groups.map((group) => group.stop(park));\n    try {\n      // The map forgets first: what is told about the batches must find it so.\n      this.events.down(this, reason);\n    } finally {\n      // Also where a listener throws: nobody may wait for ever.\n      for (const each of settle) each();\n',
+    find: '    const settle = this.groups.map((group) => group.stop(park));\n    try {\n      // The map forgets first: what is told about the batches must find it so.\n      this.events.down(this, reason);\n',
     replace:
-      '    const settle = this.groups.map((group) => group.stop(park));\n    for (const each of settle) each();\n    try {\n      this.events.down(this, reason);\n    } finally {\n',
-    protects: 'P1: what is on its way when a stripe goes does not find its columns still there.',
-    killers: [anyDriver],
+      '    let settle: (() => void)[] = [];\n    try {\n      this.events.down(this, reason);\n      settle = this.groups.map((group) => group.stop(park));\n',
+    protects: 'P1: nothing new is stored on a stripe of which the map has forgotten everything.',
+    killers: [
+      vitest(
+        'test/model/connecting.test.ts',
+        'a driver is usable as long as one stripe is up, and says once when none is and when one is back',
+      ),
+    ],
   },
   {
     name: 'stripe: nobody waits where a listener throws',
@@ -233,6 +238,7 @@ export const stripes = [
     find: '    try {\n      // The map forgets first: what is told about the batches must find it so.\n      this.events.down(this, reason);\n    } finally {\n      // Also where a listener throws: nobody may wait for ever.\n      for (const each of settle) each();\n      this.reopen();\n    }\n',
     replace: '    this.events.down(this, reason);\n    for (const each of settle) each();\n    this.reopen();\n',
     protects: 'P3: a call ends when its stripe has gone.',
+    hangs: true,
     killers: [vitest('test/model/connecting.test.ts', 'a listener that throws leaves no call waiting')],
   },
 ];
