@@ -405,6 +405,34 @@ test('a column that goes in the moment in which its evict ends does not count as
   await world.finish();
 });
 
+test('an evict that fails takes nothing away from the column that has the number of its own by then', async () => {
+  const world = await over([FULL, DRAFT]);
+  standsStill(world);
+  const { owner } = world.open('a', columns(1));
+  const evict = world.evict(owner);
+  await settled();
+  const forgotten = world.forget('a');
+  const other = world.open('b', columns(1));
+  const later = world.evict(other.owner);
+  await settled();
+  for (const status of [Status.ok, Status.transferFailed]) {
+    for (const link of world.box.links) {
+      // The second evict first.
+      const operation = status === Status.ok ? link.evicts[1] : link.evicts[0];
+      if (!operation) throw new Error('no evict is under way');
+      link.start(operation);
+      link.finish(operation, status);
+    }
+    await settled();
+    expect(world.driver.columns).toBe(1);
+  }
+  expect(await later).toMatchObject({ stored: 1 });
+  expect(await evict).toMatchObject({ stored: 0, dropped: 1 });
+  await world.served(forgotten);
+  expect(world.open('b', columns(1)).hit.hit.columns).toBe(1);
+  await world.finish();
+});
+
 test('a runtime that throws when it is asked for the place of one group loses no slot of another', async () => {
   const world = await over([FULL, DRAFT, { ...DRAFT, name: 'second' }], { memory: true, places: 4 });
   for (const at of [0, 1, 2]) {

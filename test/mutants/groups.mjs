@@ -1,6 +1,6 @@
 // Groups of layers, windows, and tokens that wait for a verdict.
 
-import { anyDriver, anyGroups, groups, speculation } from './killers.mjs';
+import { anyGroups, groups, speculation } from './killers.mjs';
 
 export const groupLines = [
   {
@@ -34,7 +34,7 @@ export const groupLines = [
     find: '      if (!this.holds(claim)) continue;\n      if (whole) {',
     replace: '      if (whole) {',
     protects: 'P4: a column that has the number of one that went is not taken away.',
-    killers: [anyGroups, anyDriver],
+    killers: [groups('an evict that fails takes nothing away from the column that has the number of its own by then')],
   },
   {
     name: 'writer: nothing is written for a column that has gone',

@@ -138,7 +138,7 @@ export const policies = [
     protects: 'P2: of each field the strictest holds.',
     killers: [
       vitest('test/unit/tenant_policies.test.ts', 'store nothing while those of any daemon are'),
-      vitest('test/unit/tenant_policies.test.ts', 'are the strictest of each field'),
+      vitest('test/unit/tenant_policies.test.ts', 'are the strictest whatever the order of the sources'),
     ],
   },
   {
@@ -147,7 +147,7 @@ export const policies = [
     find: 'Math.min(a.quotaBytes, b.quotaBytes ?? Number.POSITIVE_INFINITY)',
     replace: 'b.quotaBytes ?? a.quotaBytes',
     protects: 'P2: of each field the strictest holds.',
-    killers: [vitest('test/unit/tenant_policies.test.ts', 'are the strictest of each field')],
+    killers: [vitest('test/unit/tenant_policies.test.ts', 'are the strictest whatever the order of the sources')],
   },
   {
     name: 'policy: a key that is not understood is refused',
