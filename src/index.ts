@@ -10,11 +10,23 @@ export { CarrierClient, type CarrierOptions } from './links/carrier_client.js';
 export { connectorFor } from './links/connect.js';
 export type { Connector, DaemonConnection, ShardLink } from './links/link.js';
 export type { DriverReport, ReportedDriver } from './proto/frames.js';
+export type {
+  ChannelMessages,
+  ChannelName,
+  EvictMessage,
+  ExpireMessage,
+  MatchMessage,
+  RefillMessage,
+  StripeMessage,
+} from './swdriver/accounting/channels.js';
+export { collectInto, type DriverMetricsSource } from './swdriver/accounting/driver_metrics.js';
+export { MISS_CAUSES, type MissCause } from './swdriver/accounting/miss_cause.js';
 export type { ContentSpan } from './swdriver/contents.js';
 export type { DriverStats, GroupStats } from './swdriver/driver_stats.js';
 export {
   type EvictionPolicy,
   hitDensity,
+  hitDensityByCost,
   type LeafRanking,
   lru,
   POLICY_NAMES,
@@ -37,7 +49,10 @@ export type { ColumnMemory, ColumnRef, PieceSink, PieceSource } from './swdriver
 export type { EvictResult, MatchOptions, Sequence } from './swdriver/sequence.js';
 export {
   type GroupInfo,
+  type Resumed,
+  type ResumeOptions,
   SwDriver,
+  type SwDriverEvents,
   type SwDriverOptions,
 } from './swdriver/sw_driver.js';
 export { type EffectivePolicy, TenantPolicies } from './swdriver/tenant_policies.js';

@@ -9,6 +9,7 @@ export interface Clock {
 /** Longest delay that a Node timer takes; a longer one would fire at once. */
 const LONGEST_DELAY_MS = 2 ** 31 - 1;
 
+/** The monotonic clock and the timers of Node. What everything uses that is not given another. */
 export const systemClock: Clock = {
   now: () => performance.now(),
   schedule(delayMs, task) {

@@ -11,7 +11,11 @@ export type LocalErrorCode =
   | 'KVSS_SPINE_REFUSED'
   | 'KVSS_NATIVE_MISSING';
 
-/** Codes are stable: `KVSS_` and the protocol's status in capitals, or one of the local ones. */
+/**
+ * Codes are stable: `KVSS_` and the protocol's status in capitals, such as KVSS_NO_MEMORY (docs/PROTOCOL.md has them), or a local
+ * one: KVSS_BAD_CONFIG, KVSS_BAD_INPUT, KVSS_BAD_TRACE, KVSS_UNREACHABLE, KVSS_CLOSED, KVSS_TIMEOUT, KVSS_SPINE_REFUSED,
+ * KVSS_NATIVE_MISSING.
+ */
 export type KvssErrorCode = `KVSS_${string}`;
 
 /**
@@ -22,6 +26,7 @@ export class KvssError extends Error {
   override readonly name = 'KvssError';
 
   constructor(
+    /** What went wrong, for programs. */
     readonly code: KvssErrorCode,
     message: string,
     options?: { cause?: unknown },

@@ -61,8 +61,12 @@ const writtenPolicy = z.strictObject({
     .optional(),
 });
 
+/**
+ * What may be kept of a tenant, checked. Every key may be left out and then restricts nothing; unknown keys are refused with
+ * KVSS_BAD_INPUT.
+ */
 export type TenantPolicy = z.output<typeof tenantPolicy>;
-/** What people may write for a policy. */
+/** What people may write for a policy: as TenantPolicy, and `quotaBytes` may have a unit, such as `64GiB`. */
 export type TenantPolicyInput = z.input<typeof writtenPolicy>;
 
 /** Checks a policy that somebody wrote. Throws KVSS_BAD_INPUT that names the key, below `source`. */

@@ -25,6 +25,7 @@ const shardSchema = z.strictObject({
 const configSchema = z.strictObject({
   /** Path of the Unix socket that drivers connect to. */
   socket: z.string().min(1).default(defaultSocketPath),
+  /** Shards of the box, each with an engine thread of its own: 4 of 256 MiB if left out. */
   shards: z
     .array(shardSchema)
     .min(1)
@@ -67,6 +68,7 @@ const configSchema = z.strictObject({
   unawareDrivers: z.enum(['refuse', 'serve']).default('refuse'),
   /** Back the memory with huge pages where the system has some. */
   hugePages: z.boolean().default(true),
+  /** How engines wait for work: without sleeping, sleeping at once, or looking for `spinUs` before they sleep. */
   hio: z
     .strictObject({
       mode: z.enum(['latency', 'buffered', 'adaptive']).default('adaptive'),
@@ -76,6 +78,7 @@ const configSchema = z.strictObject({
     .default({ mode: 'adaptive', spinUs: 20 }),
   /** Largest submission ring that a driver gets, in descriptors. */
   ringEntries: powerOfTwo.default(1024),
+  /** Sessions at once: one for each driver and group of layers. */
   maxSessions: z.number().int().min(1).max(MAX_SESSIONS).default(64),
   /** User ids that may connect besides the daemon's own. */
   allowUids: z.array(z.number().int().min(0)).default([]),
@@ -87,11 +90,13 @@ const configSchema = z.strictObject({
   maxParkedGrants: z.number().int().min(0).max(65_536).default(256),
   /** Bytes that may be parked at once, over all shards; where it is left out, as much as there is. */
   maxParkedBytes: size.optional(),
+  /** What is logged, as JSON lines on standard error. */
   logLevel: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('info'),
 });
 
+/** The configuration of a daemon with all defaults filled in, sizes in bytes. */
 export type DaemonConfig = z.output<typeof configSchema>;
-/** What a caller may leave out has a default. */
+/** The configuration of a daemon as people write it. What is left out has a default; sizes may have a unit, such as `4GiB`. */
 export type DaemonConfigInput = z.input<typeof configSchema>;
 
 /** A path that only this user can reach: in the runtime directory where there is one. */

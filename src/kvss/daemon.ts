@@ -28,8 +28,11 @@ import { Shard } from './shard.js';
 
 /** A box daemon: shards, the sessions of drivers, and an admin endpoint. */
 export class KvssDaemon implements SessionHost, AsyncDisposable {
+  /** Version of the package. */
   readonly version = VERSION;
+  /** Another one for every start, in hexadecimal. */
   readonly epoch = randomBytes(16).toString('hex');
+  /** @internal Memory of drivers that have died, as long as it waits for them. */
   readonly parked: ParkedGrants;
   readonly #startedMs = performance.now();
   readonly #sessions = new Map<number, Session>();
@@ -41,6 +44,7 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
   #stopping: Promise<void> | undefined;
 
   private constructor(
+    /** What it was started with, defaults filled in. */
     readonly config: DaemonConfig,
     private readonly logger: Logger,
     /** What drivers may keep of which tenant. Changes are pushed to them at once. */
@@ -120,22 +124,27 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
     );
   }
 
+  /** @internal */
   get shards(): readonly Shard[] {
     return this.#shards;
   }
 
+  /** Largest submission ring that a driver gets, in descriptors. */
   get ringEntries(): number {
     return this.config.ringEntries;
   }
 
+  /** Whether it is being stopped. */
   get draining(): boolean {
     return this.#stopping !== undefined;
   }
 
+  /** Sessions of drivers and onlookers now. */
   get sessionCount(): number {
     return this.#sessions.size;
   }
 
+  /** Seconds since it was started. */
   get uptimeSeconds(): number {
     return (performance.now() - this.#startedMs) / 1000;
   }
@@ -229,10 +238,12 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
     }
   }
 
+  /** @internal */
   get servesUnaware(): boolean {
     return this.config.unawareDrivers === 'serve';
   }
 
+  /** The last reports of drivers whose sessions have numbers above `after`, in the order of the numbers. */
   *reportedDrivers(after: number): Iterable<ReportedDriver> {
     // Sessions are in the order of their numbers: they are added as they come.
     for (const session of this.#sessions.values()) {
@@ -246,10 +257,12 @@ export class KvssDaemon implements SessionHost, AsyncDisposable {
     for (const session of [...this.#sessions.values()]) session.announcePolicies();
   }
 
+  /** @internal */
   sessionEnded(session: Session): void {
     this.#sessions.delete(session.id);
   }
 
+  /** @internal */
   log(level: 'debug' | 'info' | 'warn', fields: object, message: string): void {
     try {
       this.logger[level](fields, message);

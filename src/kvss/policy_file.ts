@@ -10,8 +10,11 @@ import { MAX_POLICIES, Status } from '../proto/generated.js';
 
 /** All policies of a daemon, as the API and the file have them. */
 export interface PolicyList {
+  /** Rises with every change. */
   version: number;
+  /** Of tenants that have none of their own. */
   default: TenantPolicy;
+  /** In the order of their changes. */
   policies: { isolationId: string; policy: TenantPolicy }[];
 }
 

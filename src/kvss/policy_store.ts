@@ -133,6 +133,7 @@ export class PolicyStore {
     return this.#table.entries.get(isolationId)?.policy;
   }
 
+  /** All policies, as the API and the file have them. */
   list(): PolicyList {
     return listOf(this.#table);
   }

@@ -14,6 +14,7 @@ export interface Carrier {
   carry(request: PayloadOf<'carry'>): Promise<CarriedLink>;
 }
 
+/** What a carrier does for one session on one shard. */
 export interface CarriedLink {
   /** The lane that orders go over. */
   readonly order: DescriptorBundle;

@@ -9,6 +9,7 @@ import { ControlClient } from './control_client.js';
 import { openLane } from './open_lane.js';
 import { parseStreamAddress, type StreamAddress } from './stream_address.js';
 
+/** How a carrier is reached. */
 export interface CarrierOptions {
   /** Longest that connecting, or one answer, may take, in milliseconds. */
   deadlineMs: number;
@@ -45,10 +46,12 @@ export class CarrierClient implements Carrier, AsyncDisposable {
     return new CarrierClient(stream, owner, options, client, welcome);
   }
 
+  /** Columns that the carrier's memory holds. */
   get places(): number {
     return this.welcome.places;
   }
 
+  /** Bytes of the piece of each member of a stripe. */
   get pieceBytes(): readonly number[] {
     return this.welcome.pieceBytes;
   }

@@ -30,6 +30,7 @@ export type CompletionHandler = (batchId: number, item: number, status: Status) 
 export interface ShardLink {
   /** Slots of the grant. */
   readonly slots: number;
+  /** Bytes of the piece that a slot holds. */
   readonly pieceBytes: number;
 
   /** Whether places are the slots themselves. Otherwise bytes travel, and there are as many places as `places` says. */
@@ -115,6 +116,7 @@ export interface CloseOptions {
 
 /** A session with one daemon. */
 export interface DaemonConnection {
+  /** Shards of the daemon, as it described them when it was connected to. */
   readonly shards: readonly ShardState[];
   /** Bytes that one slot takes in a grant of this piece size. */
   slotBytes(pieceBytes: number): number;

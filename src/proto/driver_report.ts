@@ -30,6 +30,7 @@ export const driverReport = z.object({
   columns: count,
   /** Columns that there is room for. */
   capacityColumns: count,
+  /** Prompts looked up. */
   lookups: count,
   /** Tokens of the prompts that were looked up. */
   promptTokens: count,
@@ -49,14 +50,17 @@ export const driverReport = z.object({
     ),
 });
 
+/** How the cache of one driver does. Counts are totals since the driver started. */
 export type DriverReport = z.infer<typeof driverReport>;
 
 /** The last report of a session. */
 export const reportedDriver = z.object({
+  /** Number of the session at its daemon. */
   sessionId: count,
   /** Seconds since it came. */
   ageSeconds: z.number().min(0),
   report: driverReport,
 });
 
+/** The last report of a session, with its age. */
 export type ReportedDriver = z.infer<typeof reportedDriver>;

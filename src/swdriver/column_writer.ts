@@ -120,7 +120,14 @@ export class ColumnWriter {
       parts: [],
       ...UNENTERED,
     };
-    const busy = this.#claimWindows(source, claim, needed);
+    // It must not make the room itself.
+    map.pin(node);
+    let busy: StripeGroup | undefined;
+    try {
+      busy = this.#claimWindows(source, claim, needed);
+    } finally {
+      map.unpin(node, claim.serial);
+    }
     return busy ?? (claim.parts.length > 0 ? claim : undefined);
   }
 
@@ -270,7 +277,7 @@ export class ColumnWriter {
     for (const group of core.windowGroups) {
       if (node !== NONE && map.hasPart(node, group)) continue;
       const needed = isNeeded(group, index);
-      const slot = core.claimWindowSlot(this.tenant, stripe, group, needed);
+      const slot = core.claimWindowSlot(this.tenant, stripe, group, needed, node === NONE ? parts : []);
       if (slot === undefined) continue;
       let place: number | StripeGroup | undefined;
       try {

@@ -25,6 +25,8 @@ export interface DriverCoreSettings {
   /** Those that keep whole prefixes first. */
   readonly groups: readonly Group[];
   readonly policy: EvictionPolicy;
+  /** Whether tenants above an equal share make room for those below theirs. */
+  readonly fairShares: boolean;
   readonly deadlineMs: number;
   readonly pinDeadlineMs: number;
   /** Places in the memory of the runtime or its carrier, for each group; 0 where it has none. */
@@ -44,6 +46,9 @@ export interface DriverCoreSettings {
 
 /** Why columns go. */
 export type Reason = Exclude<ColumnState, 'stored'> | 'forgotten';
+
+/** How often it is asked which tenant has most before it is looked for again. */
+const LOOKS_FOR_ONE_SEARCH = 64;
 
 /** What a sequence asks of the map. */
 export interface Lookup {
@@ -65,6 +70,15 @@ export interface Lookup {
 export interface Room {
   readonly stripe: Stripe;
   readonly slots: readonly number[];
+}
+
+/** A stripe that has come back with what an earlier driver left there. */
+export interface ReturnedStripe {
+  readonly stripe: Stripe;
+  /** Its epoch then. */
+  readonly epoch: number;
+  /** What the slots of each group hold, shard by shard. */
+  readonly slots: readonly (readonly SlotTable[])[];
 }
 
 /**
@@ -95,12 +109,19 @@ export class DriverCore implements HitHost {
   readonly #expiry: Expiry;
   /** Tenants by the negated root of a namespace. */
   readonly #tenants: (Tenant | undefined)[] = [];
+  /** Bytes of all tenants, and how many of them have any. */
+  #storedBytes = 0;
+  #owners = 0;
+  #largest: Tenant | undefined;
+  #looksLeft = 0;
   /** Adapters likewise. */
   readonly #adapters: string[] = [];
   #generation = 0;
   /** Pinned hits in the order of their deadlines, which is the order of their making. */
   readonly #hits = new Set<Hit>();
   #cancelSweep: (() => void) | undefined;
+  /** The driver leaves, and the next one is to find what there is. */
+  #parking = false;
 
   constructor(
     readonly settings: DriverCoreSettings,
@@ -227,13 +248,13 @@ export class DriverCore implements HitHost {
       return missed;
     }
     missed.add('groupMissing', (whole - columns) * columnTokens);
-    const kept = Math.max(whole, Math.min(full, storeColumns));
-    missed.add('policy', (full - kept) * columnTokens);
     let from = whole;
     if (expired !== NONE) {
       missed.add('expired', (path.length - whole) * columnTokens);
       from = path.length;
     }
+    const kept = Math.max(from, Math.min(full, storeColumns));
+    missed.add('policy', (full - kept) * columnTokens);
     if (from < kept) accounting.history.explain(fingerprints.halves, from, kept, -root, columnTokens, missed);
     return missed;
   }
@@ -261,6 +282,15 @@ export class DriverCore implements HitHost {
     this.enforceQuota(tenant);
   }
 
+  /** Remembers that columns of a prompt were not stored because their tenant has its quota, if that is so. */
+  noteQuota(tenant: Tenant, root: Node, fingerprints: PromptFingerprints, from: number, to: number): void {
+    if (tenant.storedBytes + this.#wholeBytes <= tenant.policy.quotaBytes) return;
+    const { history } = this.accounting;
+    for (let column = from; column < to; column += 1) {
+      history.note(fingerprints.low(column), fingerprints.high(column), -root, 'refused');
+    }
+  }
+
   /** Makes room until a tenant has no more than it may. */
   enforceQuota(tenant: Tenant): void {
     while (tenant.storedBytes > tenant.policy.quotaBytes && this.#evictFrom(tenant));
@@ -279,14 +309,14 @@ export class DriverCore implements HitHost {
     this.#charge(node, group, 1);
   }
 
-  /** A column has been published. */
-  published(node: Node): void {
+  /** A column has been published. `isNew`: it has been stored now, and not by an earlier driver. */
+  published(node: Node, isNew = true): void {
     const { ledger } = this;
     const root = ledger.root(node);
     this.accounting.history.note(ledger.low(node), ledger.high(node), -root, 'stored');
     const tenant = this.#tenants[-root];
     if (!tenant) return;
-    tenant.account.columnsEvicted += 1;
+    if (isNew) tenant.account.columnsEvicted += 1;
     if (tenant.expires) this.#expiry.watch(node, this.#map.serial(node));
   }
 
@@ -351,14 +381,40 @@ export class DriverCore implements HitHost {
       const stripe = this.#roomiestStripe();
       if (!stripe) return undefined;
       if (stripe.freeSlots > 0) return { stripe, slots: this.#takeSlots(stripe) };
+      if (this.settings.fairShares && this.#evictFairly(tenant)) continue;
       // The victim's slots come back through #discard, unless something in flight still touches them.
       if (this.#map.evictLeaf((node) => this.#discard(node, 'evicted')) === NONE) return undefined;
       this.stats.columnsDeleted += 1;
     }
   }
 
+  /**
+   * Has the tenant make room that has most, where that is above an equal share; a tenant that is above its own makes room
+   * for itself. Answers false where the policy may as well decide.
+   */
+  #evictFairly(tenant: Tenant): boolean {
+    const share = this.#storedBytes / (this.#owners + (tenant.storedBytes === 0 ? 1 : 0));
+    if (tenant.storedBytes > share) return this.#evictFrom(tenant, 'evicted');
+    const largest = this.#largestTenant();
+    return largest !== undefined && largest.storedBytes > share && this.#evictFrom(largest, 'evicted');
+  }
+
+  /** The tenant that has most, or had when it was looked for last: that takes time, and changes slowly. */
+  #largestTenant(): Tenant | undefined {
+    if (this.#looksLeft > 0) {
+      this.#looksLeft -= 1;
+      return this.#largest;
+    }
+    this.#looksLeft = LOOKS_FOR_ONE_SEARCH;
+    this.#largest = undefined;
+    for (const each of this.#tenants) {
+      if (each && each.storedBytes > (this.#largest?.storedBytes ?? 0)) this.#largest = each;
+    }
+    return this.#largest;
+  }
+
   /** Has the column of a tenant make room that the policy likes least. Answers false where all are pinned. */
-  #evictFrom(tenant: Tenant): boolean {
+  #evictFrom(tenant: Tenant, reason: Reason = 'refused'): boolean {
     // The policy ranks the columns of one namespace; between those of the adapters of a tenant the last use decides.
     let first: Node = NONE;
     let usedAt = Number.POSITIVE_INFINITY;
@@ -369,7 +425,7 @@ export class DriverCore implements HitHost {
       usedAt = this.ledger.usedAt(victim);
     }
     if (first === NONE) return false;
-    this.#map.evictLeaf((node) => this.#discard(node, 'refused'), first);
+    this.#map.evictLeaf((node) => this.#discard(node, reason), first);
     this.stats.columnsDeleted += 1;
     return true;
   }
@@ -384,15 +440,29 @@ export class DriverCore implements HitHost {
 
   /**
    * A slot for the part of a group that does not keep whole prefixes. What no prompt has needed yet makes room for what one
-   * does, and takes only what is free itself and not about to be needed.
+   * does, and takes only what is free itself and not about to be needed; at the tenant's quota its own columns make room, as
+   * in claimRoom. `claimed`: groups of parts that the column has besides, and that are not counted for the tenant as yet.
    */
-  claimWindowSlot(tenant: Tenant, stripe: Stripe, group: number, needed: boolean): number | undefined {
-    if (tenant.storedBytes + (this.#columnBytes[group] as number) > tenant.policy.quotaBytes) return undefined;
+  claimWindowSlot(
+    tenant: Tenant,
+    stripe: Stripe,
+    group: number,
+    needed: boolean,
+    claimed: readonly { readonly group: number }[],
+  ): number | undefined {
+    const { quotaBytes } = tenant.policy;
+    const bytes = claimed.reduce(
+      (sum, part) => sum + (this.#columnBytes[part.group] as number),
+      this.#columnBytes[group] as number,
+    );
+    // What never fits must not cost the tenant anything.
+    if (bytes > quotaBytes) return undefined;
+    while (tenant.storedBytes + bytes > quotaBytes) {
+      if (!needed || !this.#evictFrom(tenant)) return undefined;
+    }
     const owner = stripe.groups[group] as StripeGroup;
     const parts = this.#windows[stripe.index]?.[group] as WindowParts;
     const { windowColumns } = this.settings.groups[group] as Group;
-    // Of a group that sees all tokens the first columns are worth most: without them the others are of no use.
-    if (windowColumns === Number.POSITIVE_INFINITY) return owner.takeSlot();
     // What is still being stored cannot make room: an evict must not take with its first columns what the window where its
     // prompt parted from others, and the one at its end, will need.
     const reserve = owner.capacity < stripe.capacity ? 2 * windowColumns : 0;
@@ -402,8 +472,21 @@ export class DriverCore implements HitHost {
       if (slot !== undefined) return slot;
       const { victim } = parts;
       if (victim === NONE) return undefined;
-      this.dropPart(victim, group);
+      // Of a group that sees all tokens the last columns go first: without those before them they are of no use.
+      this.dropPart(
+        windowColumns === Number.POSITIVE_INFINITY ? this.#lastWithPart(victim, group, parts) : victim,
+        group,
+      );
       (this.groupStats[group] as GroupStats).partsDropped += 1;
+    }
+  }
+
+  /** The last column that continues one with parts of a group that may go. */
+  #lastWithPart(node: Node, group: number, parts: WindowParts): Node {
+    for (let last = node; ; ) {
+      const next = this.#map.children(last).find((child) => this.#map.hasPart(child, group) && parts.mayGo(child));
+      if (next === undefined) return last;
+      last = next;
     }
   }
 
@@ -548,13 +631,18 @@ export class DriverCore implements HitHost {
   /** Counts the bytes of a part for the tenant of its column, or no more. */
   #charge(node: Node, group: number, sign: 1 | -1): void {
     const tenant = this.#tenants[-this.ledger.root(node)];
-    if (tenant) tenant.storedBytes += sign * (this.#columnBytes[group] as number);
+    if (!tenant) return;
+    const bytes = sign * (this.#columnBytes[group] as number);
+    if (tenant.storedBytes === 0) this.#owners += 1;
+    tenant.storedBytes += bytes;
+    this.#storedBytes += bytes;
+    if (tenant.storedBytes === 0) this.#owners -= 1;
   }
 
   /** The record of a column, where it lies in memory of this process. */
   #recordInPlace(node: Node): Uint8Array | undefined {
     const group = this.recordGroup;
-    if (group < 0 || !this.#map.hasPart(node, group)) return undefined;
+    if (group < 0 || this.#parking || !this.#map.hasPart(node, group)) return undefined;
     return this.#stripeOf(node).groups[group]?.slotInPlace(this.#map.slot(node, group));
   }
 
@@ -602,28 +690,34 @@ export class DriverCore implements HitHost {
 
   /**
    * Enters what is left of an earlier driver in the map: columns with a record that is sound and that agrees with what the
-   * shards say of their slots, in every group that every column needs, and that continue another such column. `slots`: what
-   * the slots of each group hold, shard by shard. `place`: who a record belongs to.
+   * shards say of their slots, in every group that every column needs, and that continue another such column, on whichever
+   * stripe. What has gone down meanwhile counts for nothing. `place`: who a record belongs to.
    */
   async recover(
-    stripe: Stripe,
-    slots: readonly (readonly SlotTable[])[],
+    returned: readonly ReturnedStripe[],
     place: (record: ColumnRecord) => { tenant: Tenant; root: Node; extra: number } | undefined,
   ): Promise<{ columns: number; doubtful: number }> {
     const { map } = this;
-    const found = await this.#readRecords(stripe, slots[this.recordGroup] ?? []);
+    const all = await Promise.all(
+      returned.map(async (from) => ({ from, ...(await this.#readRecords(from.stripe, from.slots[this.recordGroup])) })),
+    );
+    // Slots of a stripe that has fallen since are somebody else's by now.
+    const found = all.filter(({ from }) => from.stripe.epoch === from.epoch);
+    const held = found.reduce((sum, each) => sum + each.held, 0);
+    const records = found.flatMap(({ from, records: some }) => some.map((each) => ({ ...each, from })));
     // What a column continues was stored before it.
-    found.records.sort((a, b) => a.record.generation - b.record.generation);
+    records.sort((a, b) => a.record.generation - b.record.generation);
     const nodes = new Map<number, Node>();
-    const kept = stripe.groups.map(() => new Set<number>());
+    const kept = new Map(found.map(({ from }) => [from, from.stripe.groups.map(() => new Set<number>())]));
     let columns = 0;
-    for (const { record, slot } of found.records) {
+    for (const { record, slot, from } of records) {
       const { generation, parentGeneration, index, tokens, spelling } = record;
+      const taken = kept.get(from) as Set<number>[];
       const owner = place(record);
       const parent = parentGeneration === 0 ? owner?.root : nodes.get(parentGeneration);
       if (!owner || parent === undefined || (parentGeneration === 0) !== (index === 0)) continue;
       if (!map.isRoot(parent) && this.ledger.root(parent) !== owner.root) continue;
-      const parts = soundParts(record, slots, owner.tenant.tag, kept);
+      const parts = soundParts(record, from.slots, owner.tenant.tag, taken);
       if (!parts || !this.#coversWhole(parts)) continue;
       const existing = map.child(parent, tokens, 0, map.contents.find(spelling));
       if (existing !== NONE) {
@@ -632,21 +726,34 @@ export class DriverCore implements HitHost {
         continue;
       }
       if (map.size >= map.capacity) break;
-      const all = [...parts, { group: this.recordGroup, slot }];
-      const first = all.find(({ group }) => group === 0) as RecordedPart;
-      const node = map.insert(parent, tokens, 0, stripe.index, first.slot, generation, spelling);
-      for (const part of all) {
+      const each = [...parts, { group: this.recordGroup, slot }];
+      const first = each.find(({ group }) => group === 0) as RecordedPart;
+      const node = map.insert(parent, tokens, 0, from.stripe.index, first.slot, generation, spelling);
+      for (const part of each) {
         if (part.group !== 0) map.addPart(node, part.group, part.slot, generation);
-        kept[part.group]?.add(part.slot);
+        taken[part.group]?.add(part.slot);
       }
       this.#enterRecovered(node, parent, owner, record);
       nodes.set(generation, node);
       columns += 1;
     }
-    for (const [group, used] of kept.entries()) stripe.groups[group]?.keep(used);
-    for (const table of slots.flat())
+    for (const [{ stripe, slots }, taken] of kept) {
+      for (const [group, used] of taken.entries()) stripe.groups[group]?.keep(used);
+      this.#strikeOthers(stripe, slots[this.recordGroup], taken[this.recordGroup] as Set<number>);
+    }
+    for (const table of returned.flatMap(({ slots }) => slots.flat()))
       for (const each of table.generations) this.#generation = Math.max(this.#generation, each);
-    return { columns, doubtful: found.held - columns };
+    return { columns, doubtful: held - columns };
+  }
+
+  /** Strikes out, in place, the records that are not kept: slots that they name are free, and will be written over. */
+  #strikeOthers(stripe: Stripe, [table]: readonly SlotTable[] = [], kept: ReadonlySet<number>): void {
+    const group = stripe.groups[this.recordGroup];
+    for (let slot = 0; slot < (table?.holds.length ?? 0); slot += 1) {
+      if (table?.holds[slot] !== 1 || kept.has(slot)) continue;
+      const record = group?.slotInPlace(slot);
+      if (record) ColumnRecords.strike(record);
+    }
   }
 
   #enterRecovered(
@@ -669,7 +776,7 @@ export class DriverCore implements HitHost {
       this.windowOf(node, group).add(node, true);
     }
     map.publish(node);
-    this.published(node);
+    this.published(node, false);
   }
 
   /** Whether parts are there of all groups that every column needs, but for the record itself. */
@@ -683,7 +790,7 @@ export class DriverCore implements HitHost {
   /** All records that can be read. `held`: slots that hold something. */
   async #readRecords(
     stripe: Stripe,
-    [table]: readonly SlotTable[],
+    [table]: readonly SlotTable[] = [],
   ): Promise<{ records: { record: ColumnRecord; slot: number }[]; held: number }> {
     const records: { record: ColumnRecord; slot: number }[] = [];
     const group = stripe.groups[this.recordGroup];
@@ -709,6 +816,8 @@ export class DriverCore implements HitHost {
   }
 
   close(park = false): void {
+    // Columns that continue those of a stripe that has been closed are to be found again all the same.
+    this.#parking = park;
     this.#cancelSweep?.();
     this.#expiry.close();
     for (const stripe of this.stripes) stripe.close(park);

@@ -1,9 +1,14 @@
 /** What a driver has counted since it started. */
 export interface DriverStats {
+  /** Prompts looked up: calls of Sequence.match. */
   lookups: number;
+  /** Tokens of those prompts. */
   promptTokens: number;
+  /** Tokens of them that were matched. */
   hitTokens: number;
+  /** Columns stored. */
   columnsEvicted: number;
+  /** Columns that runtimes have got back. */
   columnsRefilled: number;
   /** Columns that made room for others or were forgotten on request. */
   columnsDeleted: number;
@@ -20,11 +25,15 @@ export interface DriverStats {
 /** What a driver has moved of one group of layers since it started, in parts: what a column has of the group. */
 export interface GroupStats {
   readonly name: string;
+  /** Parts stored. */
   partsEvicted: number;
+  /** Parts that runtimes have got back. */
   partsRefilled: number;
   /** Parts that made room for others while their columns stayed. Only in groups that do not keep whole prefixes. */
   partsDropped: number;
+  /** Bytes of the stored parts, on all shards of a stripe together. */
   bytesEvicted: number;
+  /** Bytes of the parts that runtimes have got back. */
   bytesRefilled: number;
 }
 

@@ -1,5 +1,5 @@
 import type { Clock } from '../common/clock.js';
-import type { Node } from './prefix_map.js';
+import { NONE, type Node } from './prefix_map.js';
 
 /** What the expiry needs of its driver. */
 export interface ExpiryHost {
@@ -9,16 +9,25 @@ export interface ExpiryHost {
   expire(nodes: readonly Node[]): void;
 }
 
+const NOWHERE = -1;
+
 /**
  * Finds columns whose time is over, at most `tickMs` after it is. A wheel of buckets by due time: a column lies in one
  * bucket, and when that comes due and the column has been used since, it moves on to a later one. So a use costs nothing
- * here, and a column one step for each time to live.
+ * here, and a column one step for each time to live. Buckets are lists through arrays by the numbers of columns: however
+ * often policies change and columns come and go, there is one entry for each number.
  */
 export class Expiry {
-  /** Columns and their serials, by the tick at which they are looked at. */
-  readonly #buckets = new Map<number, number[]>();
-  /** In which bucket a column lies, by its number: one that was put into an earlier one since is not looked at twice. */
-  #bucketOf = new Float64Array(1);
+  /** The first column of each bucket, by the tick at which it is looked at. */
+  readonly #buckets = new Map<number, Node>();
+  /** In which bucket a column lies, by its number; NOWHERE for none. */
+  #bucketOf = new Float64Array(1).fill(NOWHERE);
+  /** The serial that the column had then. */
+  #serial = new Float64Array(1);
+  /** The columns after and before it in its bucket. */
+  #next = new Int32Array(1);
+  #previous = new Int32Array(1);
+  #watched = 0;
   /** Ticks up to this one have been looked at. */
   #swept: number;
   #cancel: (() => void) | undefined;
@@ -31,23 +40,39 @@ export class Expiry {
     this.#swept = Math.floor(clock.now() / tickMs);
   }
 
-  /** Makes room for columns with numbers up to `capacity`. */
-  grow(capacity: number): void {
-    const larger = new Float64Array(capacity + 1);
-    larger.set(this.#bucketOf);
-    this.#bucketOf = larger;
+  /** @internal Columns that are looked after. */
+  get watched(): number {
+    return this.#watched;
   }
 
-  /** Looks after a column from now on. Harmless where it does already, or where the column does not expire. */
+  /** Makes room for columns with numbers up to `capacity`. */
+  grow(capacity: number): void {
+    const larger = <T extends Int32Array | Float64Array>(old: T, value: number): T => {
+      const array = new (old.constructor as new (length: number) => T)(capacity + 1).fill(value) as T;
+      array.set(old);
+      return array;
+    };
+    this.#bucketOf = larger(this.#bucketOf, NOWHERE);
+    this.#serial = larger(this.#serial, 0);
+    this.#next = larger(this.#next, NONE);
+    this.#previous = larger(this.#previous, NONE);
+  }
+
+  /** Looks after a column from now on, and no more after one that does not expire. Harmless where it does already. */
   watch(node: Node, serial: number): void {
+    this.#unlink(node);
     const expiresAt = this.host.expiryOf(node, serial);
     if (!Number.isFinite(expiresAt)) return;
     // After the time and not before it, and never in a tick that is over.
     const bucket = Math.max(Math.floor(expiresAt / this.tickMs), this.#swept) + 1;
-    const list = this.#buckets.get(bucket);
-    if (list) list.push(node, serial);
-    else this.#buckets.set(bucket, [node, serial]);
+    const first = this.#buckets.get(bucket) ?? NONE;
+    if (first !== NONE) this.#previous[first] = node;
+    this.#next[node] = first;
+    this.#previous[node] = NONE;
+    this.#buckets.set(bucket, node);
     this.#bucketOf[node] = bucket;
+    this.#serial[node] = serial;
+    this.#watched += 1;
     this.#tick();
   }
 
@@ -55,11 +80,30 @@ export class Expiry {
     this.#cancel?.();
     this.#cancel = undefined;
     this.#buckets.clear();
+    this.#bucketOf.fill(NOWHERE);
+    this.#watched = 0;
+  }
+
+  #unlink(node: Node): void {
+    const bucket = this.#bucketOf[node] as number;
+    if (bucket === NOWHERE) return;
+    const next = this.#next[node] as Node;
+    const previous = this.#previous[node] as Node;
+    if (next !== NONE) this.#previous[next] = previous;
+    if (previous !== NONE) this.#next[previous] = next;
+    else if (next !== NONE) this.#buckets.set(bucket, next);
+    else this.#buckets.delete(bucket);
+    this.#bucketOf[node] = NOWHERE;
+    this.#watched -= 1;
   }
 
   #tick(): void {
     if (this.#cancel || this.#buckets.size === 0) return;
-    this.#cancel = this.clock.schedule(this.tickMs, () => {
+    // When a tick begins, or the time of a column would be over for up to two of them.
+    const { tickMs, clock } = this;
+    const now = clock.now();
+    const delayMs = (Math.floor(now / tickMs) + 1) * tickMs - now;
+    this.#cancel = clock.schedule(delayMs, () => {
       this.#cancel = undefined;
       this.#sweep();
       this.#tick();
@@ -79,12 +123,13 @@ export class Expiry {
     this.#swept = Math.max(this.#swept, tick);
     const expired: Node[] = [];
     for (const bucket of due) {
-      const list = this.#buckets.get(bucket) ?? [];
-      this.#buckets.delete(bucket);
-      for (let index = 0; index < list.length; index += 2) {
-        const node = list[index] as Node;
-        const serial = list[index + 1] as number;
-        if (this.#bucketOf[node] !== bucket) continue;
+      const nodes: Node[] = [];
+      for (let node = this.#buckets.get(bucket) ?? NONE; node !== NONE; node = this.#next[node] as Node)
+        nodes.push(node);
+      // Last in, first out is the order of the list: columns are to come before those that continue them, and go with them.
+      for (const node of nodes.reverse()) {
+        const serial = this.#serial[node] as number;
+        this.#unlink(node);
         if (this.host.expiryOf(node, serial) <= now) expired.push(node);
         else this.watch(node, serial);
       }

@@ -206,7 +206,8 @@ export class Hit implements Disposable {
   /**
    * Hands the pieces of the prefix to the runtime: one group after the other, those that see all tokens first, each in
    * order; of a sliding window only the columns that overlap it. Ends early, without an error, where a column turns out to
-   * be gone: its shard died, or the deadline passed. Throws only what the sink throws.
+   * be gone: its shard died, or the deadline passed. `deadlineMs`: in place of the driver's. Rejects with what the sink throws, and
+   * with KVSS_BAD_INPUT for a sink that does not fit the runtime's memory.
    */
   async refill(sink: PieceSink, options: { deadlineMs?: number } = {}): Promise<RefillResult> {
     const { core } = this;

@@ -36,6 +36,7 @@ export interface ModelGroup {
 export interface Model extends ModelIdentity {
   /** Bytes of KV state that one token takes on each shard of a stripe, in the order of the shards. Need not be equal. */
   bytesPerToken?: readonly number[];
+  /** Groups of layers, in place of `bytesPerToken`; 1 to 16. groupsFrom makes them from a config.json. */
   groups?: readonly ModelGroup[];
   /** Tokens of a column; 64 if left out. */
   columnTokens?: number;

@@ -49,6 +49,7 @@ export interface ModelDescription {
   readonly bytesPerToken: number;
 }
 
+/** What a config.json does not say of the cache. */
 export interface DescribeOptions {
   /**
    * Dtype of the cache: `fp32`, `bf16`, `fp16`, `fp8`, `fp8_e4m3`, `fp8_e5m2`, `int8`, `uint8`, or as torch spells it.
@@ -115,6 +116,7 @@ export type LayerAllocation =
   /** Layers in proportion to these numbers, e.g. the WIO streams of each shard; whole layers, by largest remainder. */
   | { readonly shares: readonly number[] };
 
+/** How layers are laid out on a shard. */
 export interface SplitOptions {
   /** The bytes of a token on a shard are rounded up to a multiple of this. 1 if left out. */
   readonly granuleBytes?: number;

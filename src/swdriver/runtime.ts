@@ -17,6 +17,7 @@ export interface ColumnRef {
  * at byte `p * regions[s].strideBytes` of `regions[s].memory`.
  */
 export interface ColumnMemory {
+  /** Columns that there is room for, numbered from 0. */
   readonly places: number;
   /** One region for each member of a stripe. */
   readonly regions: readonly { readonly memory: ArrayBuffer; readonly strideBytes: number }[];
@@ -68,8 +69,14 @@ export function checkLength(bytes: Uint8Array, piece: Uint8Array, shard: number)
   );
 }
 
+/** What sources and sinks can do. */
+const ENDS = ['write', 'read', 'locate', 'place'] as const;
+
 /** Throws KVSS_BAD_INPUT where a source or a sink does not fit what the driver was told of the runtime's memory. */
 export function checkEnds(ends: PieceSource | PieceSink, places: number, placedByRuntime: boolean): void {
+  if (typeof ends !== 'object' || ends === null || !ENDS.some((end) => end in ends)) {
+    throw localError('KVSS_BAD_INPUT', `a source or sink needs one of ${ENDS.join(', ')}`);
+  }
   if ('place' in ends) {
     if (places === 0) {
       throw localError('KVSS_BAD_INPUT', 'place: the driver has neither memory nor a carrier that has places');

@@ -3,6 +3,7 @@ import { hashText, PromptFingerprints } from './accounting/prompt_fingerprints.j
 import { type Claim, ColumnWriter } from './column_writer.js';
 import { type ContentSpan, SpanList } from './contents.js';
 import type { DriverCore } from './driver_core.js';
+import { checkKeys } from './driver_options.js';
 import type { Hit } from './hit.js';
 import type { Group } from './model.js';
 import { NONE, type Node } from './prefix_map.js';
@@ -23,9 +24,16 @@ export interface EvictResult {
   ahead: number;
 }
 
+const NO_OPTIONS: MatchOptions = {};
+const MATCH_OPTIONS: Readonly<Record<keyof MatchOptions, true>> = { spans: true, storeUpTo: true, protectTokens: true };
+
+/** What a prompt is besides its tokens; see Sequence.match. */
 export interface MatchOptions {
+  /** Tokens of the prompt that stand for something else, such as an image. */
   spans?: readonly ContentSpan[];
+  /** Tokens from the start of the prompt of which columns may be stored. All if left out. */
   storeUpTo?: number;
+  /** Tokens from the start of the prompt of which columns go last when room is needed. 0 if left out. */
   protectTokens?: number;
 }
 
@@ -118,11 +126,14 @@ export class Sequence {
    * the same. `storeUpTo`: tokens from the start of the prompt of which columns may be stored, such as the head that
    * prompts share; what the user typed then stays out. `protectTokens`: tokens from the start of the prompt of which columns
    * go only when nothing else can make room, such as a system prompt and its tools. Throws KVSS_BAD_INPUT for spans that are
-   * not within the prompt.
+   * not within the prompt, and while an evict of this sequence runs; KVSS_CLOSED after close().
    */
-  match(prompt: Uint32Array, options: MatchOptions = {}): Hit {
+  match(prompt: Uint32Array, options: MatchOptions = NO_OPTIONS): Hit {
     this.#checkOpen();
     if (this.#evicting > 0) throw localError('KVSS_BAD_INPUT', 'match: wait for the evict of this sequence first');
+    checkTokens(prompt, 'match');
+    // A key that is misspelt may be a restriction.
+    if (options !== NO_OPTIONS) checkKeys(options, MATCH_OPTIONS, 'match');
     const { storeUpTo = Number.POSITIVE_INFINITY, protectTokens = 0 } = options;
     if (!(storeUpTo >= 0)) throw localError('KVSS_BAD_INPUT', `storeUpTo: ${storeUpTo} is no number of tokens`);
     if (!(protectTokens >= 0))
@@ -196,8 +207,9 @@ export class Sequence {
 
   /**
    * Stores every full column that the cache has not got, from the first missing one, and writes columns with proposed
-   * tokens ahead. Resolves when they are visible to others, or have failed. Calls wait for each other. Throws only what the
-   * source throws; what was written before that is kept.
+   * tokens ahead. Resolves when they are visible to others, or have failed. Calls wait for each other. `deadlineMs`: in place of
+   * the driver's. Rejects only with what the source throws; what was written before that is kept. Throws KVSS_BAD_INPUT for
+   * a source that does not fit the runtime's memory, and KVSS_CLOSED after close().
    */
   evict(source: PieceSource, options: { deadlineMs?: number } = {}): Promise<EvictResult> {
     this.#checkOpen();
@@ -257,6 +269,7 @@ export class Sequence {
     // What may not be stored counts as well: it will not be found.
     const dropped = Math.max(0, all - present - stored);
     stats.columnsDropped += dropped;
+    if (dropped > 0) this.core.noteQuota(this.tenant, this.#root, this.#fingerprints, present + stored, full);
     const whole = present + stored === full && full === all;
     const ahead = whole ? await this.#writeAhead(source, full, proposed, budget) : 0;
     const result = { stored, present, dropped, ahead };
@@ -540,6 +553,7 @@ export class Sequence {
 
   /** Puts tokens behind all others. */
   #put(tokens: Uint32Array): void {
+    checkTokens(tokens, 'tokens');
     const length = this.#proposedLength + tokens.length;
     if (length > this.#tokens.length) {
       const larger = new Uint32Array(Math.max(length, this.#tokens.length * 2));
@@ -573,4 +587,10 @@ export class Sequence {
   #checkOpen(): void {
     if (this.#closed) throw localError('KVSS_CLOSED', 'the sequence is closed');
   }
+}
+
+/** Throws KVSS_BAD_INPUT for what is no list of token numbers as they are stored. */
+function checkTokens(tokens: unknown, what: string): void {
+  if (!(tokens instanceof Uint32Array))
+    throw localError('KVSS_BAD_INPUT', `${what}: a Uint32Array of tokens is needed`);
 }

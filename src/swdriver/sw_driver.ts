@@ -1,125 +1,35 @@
+import { createHash } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import type { Registry } from 'prom-client';
 import { type Clock, systemClock } from '../common/clock.js';
-import { type KvssError, localError, messageOf } from '../common/errors.js';
-import type { Carrier } from '../links/carrier.js';
+import { localError, messageOf } from '../common/errors.js';
 import { connectorFor } from '../links/connect.js';
-import type { Connector, DaemonConnection, PlaceMemory } from '../links/link.js';
-import { parseStreamAddress } from '../links/stream_address.js';
+import type { DaemonConnection } from '../links/link.js';
 import type { DriverReport } from '../proto/frames.js';
 import { publish } from './accounting/channels.js';
 import { collectInto, type DriverMetricsSource } from './accounting/driver_metrics.js';
 import { hashText } from './accounting/prompt_fingerprints.js';
 import type { CurvePoint } from './accounting/what_if.js';
 import { ColumnRecords, ownerKeysOf, recordBytesOf } from './column_records.js';
-import { DriverCore } from './driver_core.js';
-import type { DriverStats, GroupStats } from './driver_stats.js';
-import { DEFAULT_POLICY, type EvictionPolicy, policyNamed } from './eviction_policy.js';
+import { DriverCore, type ReturnedStripe } from './driver_core.js';
 import {
-  DEFAULT_COLUMN_TOKENS,
-  type Group,
-  groupsOf,
-  type Model,
-  modelPartOf,
-  namespaceOf,
-  withRecords,
-} from './model.js';
-import type { ColumnMemory } from './runtime.js';
+  checkIsolationId,
+  checkKeys,
+  checkOptions,
+  groupSettings,
+  memoryOf,
+  policyOf,
+  type SwDriverOptions,
+} from './driver_options.js';
+import type { DriverStats, GroupStats } from './driver_stats.js';
+import { DEFAULT_COLUMN_TOKENS, type Group, groupsOf, modelPartOf, namespaceOf, withRecords } from './model.js';
 import { Sequence } from './sequence.js';
-import type { GroupSettings, Stripe } from './stripe.js';
+import type { Stripe } from './stripe.js';
 import { Tenant } from './tenant.js';
 import { TenantPolicies } from './tenant_policies.js';
 import { TenantTags } from './tenant_tags.js';
 
-export interface SwDriverOptions {
-  /**
-   * Where the daemons are: the path of a Unix socket for shared memory, or `tcp://HOST:PORT` or `unix:PATH` for streams.
-   */
-  daemons: readonly string[];
-  model: Model;
-  /**
-   * Where a column lives: `across` the shards of all daemons (the default; it is lost when any of them goes), or
-   * `within` one daemon, so that the driver goes on with the others when one goes. `bytesPerToken` of the model has one
-   * entry for each shard of a stripe: of all daemons, or of each daemon.
-   */
-  striping?: 'across' | 'within';
-  /** Most columns to keep memory for, in each stripe. As many as the shards have room for if left out. */
-  capacityColumns?: number;
-  /** What goes first when room is needed: a policy or its name, `hit-density` (the default) or `lru`. */
-  policy?: string | EvictionPolicy;
-  /**
-   * Longest that one evict or refill call waits for the shards, in milliseconds; what the runtime itself takes does not
-   * count. Give calls that move much over a slow link more.
-   */
-  deadlineMs?: number;
-  /** Longest that a hit stays pinned, in milliseconds. */
-  pinDeadlineMs?: number;
-  /** Longest that connecting to a daemon, or one of its answers, may take, in milliseconds. */
-  connectDeadlineMs?: number;
-  /**
-   * Same host only: longest that a call keeps the event loop while it looks for the answer of engines that are awake, in
-   * microseconds. Waking the event loop takes several times as long. 0: not at all. 20 if left out.
-   */
-  spinUs?: number;
-  /** Start also while daemons cannot be reached, and keep trying. Everything is a miss until then. */
-  lazy?: boolean;
-  /** Operations that each queue of each shard holds. A power of two. */
-  ringEntries?: number;
-  /** Key of the tenants' tags; random if left out. At least 16 bytes. */
-  tagKey?: Uint8Array;
-  /** Streams only: lanes for payload of each direction, for each shard. 1 if left out. */
-  wioStreams?: number;
-  /** Streams only: memory for pieces on their way, for each shard. 32 MiB if left out. */
-  placeBytes?: number;
-  /**
-   * Memory of the runtime in this process, with places for columns. Streams send from it and receive into it; sources and
-   * sinks then name places. One for each group, by its name, in a model with several.
-   */
-  memory?: ColumnMemory | Readonly<Record<string, ColumnMemory>>;
-  /**
-   * Streams only: another process that has the memory and moves the payload, such as an accelerator's host or `kvss wafer`.
-   * No byte of a column passes through this process; sources and sinks name places of the carrier. For models of one group.
-   */
-  carrier?: Carrier;
-  /** Streams only: payload carries a CRC-32C both ways; damaged bytes are a miss. Off if left out: TCP has its own. */
-  checksums?: boolean;
-  /** Streams only: secret of the daemons' listeners. */
-  token?: string;
-  /** How daemons are reached, instead of by their addresses. */
-  connector?: Connector;
-  clock?: Clock;
-  /**
-   * Policies of tenants, kept by the embedder, in place of the driver's own `policies`. What daemons say counts as well; of
-   * each field the strictest holds.
-   */
-  policies?: TenantPolicies;
-  /**
-   * An expired column is never returned; it is deleted, and the shards are told to scrub it, at most this long after it has
-   * expired, in milliseconds. 1,000 if left out.
-   */
-  expiryTickMs?: number;
-  /**
-   * Has the daemons keep the columns where the driver dies, so that SwDriver.resume with the same key finds them again. Costs
-   * a record a column, about 1.2 KiB, on the first shard.
-   */
-  resume?: ResumeOptions;
-  /** How often the driver tells its daemons how it does, in milliseconds; 0 for never. 5,000 if left out. */
-  reportMs?: number;
-  /** @internal For tests: bits of the hash of a column, of which fewer make collisions. */
-  hashBits?: number;
-  /** @internal For simulations that have to be the same every time: the seed of that hash; random if left out. */
-  hashSeed?: number;
-}
-
-export interface ResumeOptions {
-  /**
-   * At least 32 random bytes that only this driver has, before and after it is started again. One key for each driver that
-   * runs at a time. Whoever has it, and the daemons' permission to connect, can read the records of the columns.
-   */
-  key: Uint8Array;
-  /** How long the daemons are to keep the columns, in milliseconds; they have a bound of their own. 60,000 if left out. */
-  parkMs?: number;
-}
+export type { ResumeOptions, SwDriverOptions } from './driver_options.js';
 
 /** What a driver that was started again has found. */
 export interface Resumed {
@@ -136,10 +46,12 @@ export interface GroupInfo {
   readonly pieceBytes: readonly number[];
   /** Last columns of a prefix that a hit needs; infinite for layers that see all tokens. */
   readonly windowColumns: number;
+  /** Whether a prefix can be used only where this group has what it needs. */
   readonly required: boolean;
 }
 
-interface Events {
+/** Events of a SwDriver, with what their listeners get. */
+export interface SwDriverEvents {
   /** A stripe can be used, from now on and with nothing in it. */
   up: [stripe: number];
   /** A stripe is gone, with all that it held. The driver goes on with the rest and keeps trying to get it back. */
@@ -154,7 +66,7 @@ interface Events {
  * The library inside an inference runtime: decides what is kept, finds the longest cached prefix of a prompt, and moves
  * columns. Lookups cost no round trip. Nothing in it throws because a cache is gone: that is a miss.
  */
-export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
+export class SwDriver extends EventEmitter<SwDriverEvents> implements AsyncDisposable {
   readonly #core: DriverCore;
   readonly #modelPart: string;
   /** Namespaces of tenants without an adapter, as strings that have been put together and hashed once. */
@@ -168,6 +80,8 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   /** Brings back what an earlier driver with the same key has left. */
   readonly #secret: Uint8Array | undefined;
   #resumed: Resumed = { columns: 0, doubtful: 0 };
+  /** Stripes that have come back, and of which the columns have not been looked at. */
+  readonly #returned: ReturnedStripe[] = [];
   readonly #reportMs: number;
   readonly #clock: Clock;
   /** The newest connection to each daemon. */
@@ -199,6 +113,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
       {
         columnTokens,
         policy: policyOf(options.policy),
+        fairShares: options.fairShares ?? false,
         deadlineMs: options.deadlineMs ?? 1_000,
         pinDeadlineMs: options.pinDeadlineMs ?? 30_000,
         groups,
@@ -209,7 +124,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
           address: { daemons },
           groups: groups.map((group) => ({
             ...groupSettings(options, group),
-            ...(park ? { park: { ...park, label: `${index}/${group.name}` } } : {}),
+            ...(park ? { park: { ...park, label: labelOf(index, group) } } : {}),
           })),
           capacityColumns: options.capacityColumns ?? Number.MAX_SAFE_INTEGER,
           connectDeadlineMs: options.connectDeadlineMs ?? 5_000,
@@ -257,7 +172,8 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
 
   /**
    * Connects to all daemons. Rejects with a KvssError that names the cause where one of them cannot be reached or has
-   * no room, unless `lazy` is set.
+   * no room, unless `lazy` is set: KVSS_UNREACHABLE, KVSS_TIMEOUT, KVSS_NO_MEMORY, or what the daemon refuses it for. Rejects
+   * with KVSS_BAD_INPUT that names the key for options that make no sense.
    */
   static connect(options: SwDriverOptions): Promise<SwDriver> {
     return SwDriver.#start(options, (stripe) => stripe.open());
@@ -284,9 +200,11 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     const opened = await Promise.allSettled(driver.#core.stripes.map((stripe) => open(stripe, driver)));
     const failed = opened.find((outcome) => outcome.status === 'rejected');
     if (failed && !options.lazy) {
-      await driver.close();
+      // What has come back already waits for the next try.
+      await driver.close({ park: driver.#returned.length > 0 });
       throw failed.reason;
     }
+    await driver.#recover();
     for (const [index, outcome] of opened.entries()) {
       if (outcome.status === 'rejected') driver.#core.stripes[index]?.reopen();
     }
@@ -303,19 +221,23 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
 
   /**
    * Begins a sequence of a tenant. `adapter` names what else changes the KV state of the same tokens, such as a LoRA
-   * adapter: sequences with different ones never share a column.
+   * adapter: sequences with different ones never share a column. Throws KVSS_BAD_INPUT for an empty `isolationId`, KVSS_CLOSED
+   * after close().
    */
   openSequence(options: { isolationId: string; adapter?: string }): Sequence {
     if (this.#closed) throw localError('KVSS_CLOSED', 'the driver is closed');
+    checkKeys(options, SEQUENCE_OPTIONS, 'openSequence');
     const { isolationId, adapter = '' } = options;
     checkIsolationId(isolationId);
+    if (typeof adapter !== 'string') throw localError('KVSS_BAD_INPUT', 'adapter: a string is needed');
     const tenant = this.#tenantOf(isolationId);
     return new Sequence(this.#core, tenant, this.#namespaceOf(isolationId, adapter), adapter);
   }
 
   /**
    * Forgets every column of a tenant that can be found and has the shards overwrite them with zeros. No match finds them from this moment
-   * on; resolves with their number when they have been scrubbed.
+   * on; resolves with their number when they have been scrubbed, or the deadline has passed. Rejects with KVSS_BAD_INPUT for an
+   * empty `isolationId`.
    */
   async forget(options: { isolationId: string }): Promise<number> {
     checkIsolationId(options.isolationId);
@@ -328,7 +250,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     return this.#resumed;
   }
 
-  /** What the driver has counted so far. */
+  /** What the driver has counted so far: a copy. */
   get stats(): Readonly<DriverStats> {
     return { ...this.#core.stats };
   }
@@ -347,6 +269,11 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   /** @internal Columns that lookups have met in their bucket and that were not those that they looked for. */
   get collisions(): number {
     return this.#core.map.collisions;
+  }
+
+  /** @internal Bytes of a tenant's columns, stored and on their way: what its quota limits. */
+  storedBytesOf(isolationId: string): number {
+    return this.#tenants.get(isolationId)?.storedBytes ?? 0;
   }
 
   /** Columns that can be found now. */
@@ -388,6 +315,7 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
     }));
   }
 
+  /** Tokens of a column. */
   get columnTokens(): number {
     return this.#core.settings.columnTokens;
   }
@@ -438,8 +366,9 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   }
 
   /**
-   * Leaves the daemons, which scrub and take back the memory. Calls in flight end as misses. With `park` a driver with a
-   * `resume` key has them keep it for the next one, as if it had died.
+   * Leaves the daemons, which scrub and take back the memory; that may still go on when this resolves. Calls in flight end as
+   * misses, and later ones find and store nothing. With `park` a driver with a `resume` key has them keep it for the next
+   * one, as if it had died.
    */
   async close(options: { park?: boolean } = {}): Promise<void> {
     this.#closed = true;
@@ -462,16 +391,19 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   async #takeBack(stripe: Stripe): Promise<void> {
     const slots = await stripe.resume(this.#secret as Uint8Array);
     if (!slots) return stripe.open();
-    const found = await this.#core.recover(stripe, slots, ({ isolationId, adapter }) => {
+    this.#returned.push({ stripe, epoch: stripe.epoch, slots });
+  }
+
+  /** Finds the columns of all stripes that have come back: one may continue those of another. */
+  async #recover(): Promise<void> {
+    const returned = this.#returned.splice(0);
+    if (returned.length === 0) return;
+    this.#resumed = await this.#core.recover(returned, ({ isolationId, adapter }) => {
       if (isolationId === '') return undefined;
       const tenant = this.#tenantOf(isolationId);
       const root = this.#core.adopt(tenant, this.#namespaceOf(isolationId, adapter), adapter);
       return { tenant, root, extra: hashText(adapter) };
     });
-    this.#resumed = {
-      columns: this.#resumed.columns + found.columns,
-      doubtful: this.#resumed.doubtful + found.doubtful,
-    };
     for (const tenant of this.#tenants.values()) this.#refresh(tenant);
   }
 
@@ -535,11 +467,15 @@ export class SwDriver extends EventEmitter<Events> implements AsyncDisposable {
   }
 }
 
+const SEQUENCE_OPTIONS = { isolationId: true, adapter: true } as const;
+
 let drivers = 0;
 const nextNumber = () => ++drivers;
 
-/** A day. */
-const LONGEST_PARK_MS = 86_400_000;
+/** What the memory of a group is parked under. Names of groups have any length, labels have not. */
+function labelOf(stripe: number, { name }: Group): string {
+  return `${stripe}/${createHash('sha256').update(name).digest('base64url')}`;
+}
 
 /** All that has to be the same for a record of a column to mean anything. */
 function identityOf(modelPart: string, groups: readonly Group[]): string {
@@ -555,118 +491,4 @@ const DEFAULT_CLASS = 'default';
 /** Small caches have points that fall together. */
 function risingPoints(points: readonly CurvePoint[]): CurvePoint[] {
   return points.filter(({ columns }, index) => index === 0 || columns > (points[index - 1] as CurvePoint).columns);
-}
-
-function checkOptions(options: SwDriverOptions): void {
-  const bad = (message: string) => localError('KVSS_BAD_INPUT', message);
-  if (options.capacityColumns !== undefined && !Number.isInteger(options.capacityColumns)) {
-    throw bad(`capacityColumns: ${options.capacityColumns} is no whole number`);
-  }
-  if (options.daemons.length === 0) throw bad('daemons: at least one is needed');
-  if (options.striping !== 'within' && options.connector === undefined) {
-    const streams = options.daemons.filter((daemon) => parseStreamAddress(daemon) !== undefined).length;
-    if (streams > 0 && streams < options.daemons.length) {
-      throw bad(
-        "daemons: a column cannot lie across shared memory and streams; use streams for all, or striping 'within'",
-      );
-    }
-  }
-  for (const key of ['id', 'revision', 'dtype', 'layout'] as const) {
-    if (!options.model[key]) throw bad(`model.${key}: must not be empty`);
-  }
-  const { columnTokens = DEFAULT_COLUMN_TOKENS } = options.model;
-  if (!Number.isInteger(columnTokens) || columnTokens < 1 || columnTokens > 65_536) {
-    throw bad(`model.columnTokens: ${columnTokens} is outside 1..65536`);
-  }
-  const parkMs = options.resume?.parkMs ?? 1;
-  if (!Number.isInteger(parkMs) || parkMs < 1 || parkMs > LONGEST_PARK_MS) {
-    throw bad(`resume.parkMs: ${parkMs} is outside 1..${LONGEST_PARK_MS}`);
-  }
-  const groups = groupsOf(options.model);
-  checkCarrier(options, groups, bad);
-  checkMemory(options, groups, bad);
-  for (const key of ['capacityColumns', 'deadlineMs', 'pinDeadlineMs', 'connectDeadlineMs', 'expiryTickMs'] as const) {
-    const value = options[key];
-    if (value !== undefined && !(value > 0)) throw bad(`${key}: ${value} must be above 0`);
-  }
-  if (options.tagKey !== undefined && options.tagKey.length < 16) throw bad('tagKey: at least 16 bytes are needed');
-}
-
-const policyOf = (policy: string | EvictionPolicy = DEFAULT_POLICY): EvictionPolicy =>
-  typeof policy === 'string' ? policyNamed(policy) : policy;
-
-function checkCarrier(
-  { memory, carrier, resume }: SwDriverOptions,
-  groups: readonly Group[],
-  bad: (message: string) => KvssError,
-): void {
-  if (!carrier) return;
-  if (memory) throw bad('memory: the carrier has the memory; give one of the two');
-  if (resume) throw bad('carrier: the records of columns cannot lie with a carrier; leave resume out');
-  if (groups.length > 1) throw bad('carrier: a carrier has pieces of one group, the model has several');
-  const { pieceBytes } = groups[0] as Group;
-  if (carrier.pieceBytes.join() !== pieceBytes.join()) {
-    throw bad(`carrier: it has pieces of ${carrier.pieceBytes} bytes, the model makes pieces of ${pieceBytes} bytes`);
-  }
-}
-
-function checkMemory(options: SwDriverOptions, groups: readonly Group[], bad: (message: string) => KvssError): void {
-  if (!options.memory) return;
-  for (const group of groups) {
-    const at = isColumnMemory(options.memory) ? 'memory' : `memory.${group.name}`;
-    const memory = memoryOf(options, group);
-    if (!memory) throw bad(`${at}: missing; every group has its own`);
-    if (isColumnMemory(options.memory) && groups.length > 1) {
-      throw bad('memory: the model has several groups; give memory for each, by its name');
-    }
-    if (!Number.isInteger(memory.places) || memory.places < 1) {
-      throw bad(`${at}.places: ${memory.places} is no number of places`);
-    }
-    if (memory.regions.length !== group.pieceBytes.length) {
-      throw bad(`${at}.regions: ${memory.regions.length} regions for ${group.pieceBytes.length} shards`);
-    }
-    for (const [shard, region] of memory.regions.entries()) {
-      const bytes = group.pieceBytes[shard] as number;
-      const needed = bytes === 0 ? 0 : (memory.places - 1) * region.strideBytes + bytes;
-      if (!(region.strideBytes >= bytes) || region.memory.byteLength < needed) {
-        throw bad(`${at}.regions[${shard}]: ${memory.places} places of ${bytes} bytes do not fit`);
-      }
-    }
-  }
-}
-
-function isColumnMemory(memory: NonNullable<SwDriverOptions['memory']>): memory is ColumnMemory {
-  return Array.isArray((memory as ColumnMemory).regions);
-}
-
-/** The runtime's memory for a group. */
-function memoryOf({ memory }: SwDriverOptions, group: Group): ColumnMemory | undefined {
-  if (!memory || isColumnMemory(memory)) return memory;
-  return memory[group.name];
-}
-
-function groupSettings(options: SwDriverOptions, group: Group): GroupSettings {
-  // What the driver keeps of its own does not lie in the runtime's memory.
-  const memory = group.internal ? undefined : memoryOf(options, group);
-  return {
-    name: group.name,
-    pieceBytes: group.pieceBytes,
-    keepsAll: group.keepsAll,
-    slotsFor: group.slotsFor,
-    ringEntries: options.ringEntries ?? 1024,
-    silenceMs: options.deadlineMs ?? 1_000,
-    // A clock of another kind is not in step with engines.
-    spinUs: options.spinUs ?? (options.clock ? 0 : 20),
-    placedBy: memory || options.carrier ? 'runtime' : 'stripe',
-    ...(memory ? { regions: regionsOf(memory) } : {}),
-  };
-}
-
-const regionsOf = ({ places, regions }: ColumnMemory): PlaceMemory[] =>
-  regions.map(({ memory, strideBytes }) => ({ memory, strideBytes, places }));
-
-function checkIsolationId(isolationId: unknown): void {
-  if (typeof isolationId !== 'string' || isolationId === '') {
-    throw localError('KVSS_BAD_INPUT', 'isolationId: every sequence belongs to a tenant; a non-empty string is needed');
-  }
 }

@@ -9,8 +9,9 @@ import type { DaemonPolicies } from '../links/policy_feed.js';
 
 /** What holds for a tenant, all sources taken together. Limits that do not exist are infinite. */
 export interface EffectivePolicy {
-  /** Seconds since a column was used last, and since it was first stored, after which it has expired. */
+  /** Seconds since a column was used last after which it has expired. */
   readonly lastUseSeconds: number;
+  /** Seconds since it was first stored after which it has expired. */
   readonly firstUseSeconds: number;
   /** Nothing new is stored. */
   readonly noStore: boolean;
@@ -21,7 +22,9 @@ export interface EffectivePolicy {
   readonly pending: boolean;
   /** Tokens from the start of a prompt: columns that end beyond are not stored. */
   readonly storeUpTo: number;
+  /** Bytes of columns that may be stored at once, all shards of a stripe together. */
   readonly quotaBytes: number;
+  /** Label for metrics; `default` where there is none. */
   readonly tenantClass: string | undefined;
 }
 

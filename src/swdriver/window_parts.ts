@@ -71,6 +71,11 @@ export class WindowParts {
     this.#order.clear();
   }
 
+  /** Whether the part of a column is there and nobody holds it. */
+  mayGo(node: Node): boolean {
+    return this.#order.has(node);
+  }
+
   /** The column whose part goes first; NONE where all are held. */
   get victim(): Node {
     return this.#order.lowest;

@@ -40,6 +40,7 @@ const topologySchema = z
     daemons: z.record(z.string().min(1), z.array(leaf).min(1)),
     /** What happens to a link that crosses the spine. */
     spineUse: z.enum(['allow', 'warn', 'refuse']).default('warn'),
+    /** Of the jitter: the same calls at the same times take the same for the same seed. */
     seed: z.number().int().default(1),
   })
   .superRefine(({ rails, boxes, daemons }, context) => {
@@ -63,7 +64,7 @@ const topologySchema = z
 
 export type PathInput = z.input<typeof pathSchema>;
 export type PathSettings = z.output<typeof pathSchema>;
-/** What may be left out has a default. */
+/** Rails, spine, boxes and daemons, as people write them. What is left out has a default. */
 export type TopologyInput = z.input<typeof topologySchema>;
 
 /** Checks the settings of a path. Throws KVSS_BAD_CONFIG with a message that names the key. */
@@ -156,7 +157,9 @@ export interface Route {
  * its box at the leaf where the shard is attached takes that leaf's rail; every other one crosses the spine.
  */
 export class Topology {
+  /** The paths through the leaf switches, by their number. */
   readonly rails: readonly Path[];
+  /** The path between the leaf switches. */
   readonly spine: Path;
   /** Links that were opened and cross the spine with at least one stream. */
   spineLinks = 0;
@@ -168,6 +171,7 @@ export class Topology {
    */
   constructor(
     input: TopologyInput,
+    /** Time by which bytes pass. */
     readonly clock: Clock,
     private readonly warn: (message: string) => void,
   ) {

@@ -32,6 +32,8 @@ async function replay(daemon: TestDaemon, hashBits: number): Promise<{ report: R
     model: MODEL,
     capacityColumns: CAPACITY,
     deadlineMs: 30_000,
+    // Other policies sample columns by their hashes, and evict others where those are cut.
+    policy: 'lru',
     hashBits,
   });
   const meter = new ReplayMeter(driver, new StampingRuntime(driver.columnTokens));

@@ -251,6 +251,8 @@ const shape: fc.Arbitrary<WorldOptions> = fc
     roomColumns: fc.constantFrom(3, 8, 1_000),
     ringEntries: fc.constantFrom(1, 2, 4, 64),
     immediate: fc.boolean(),
+    // One driver in three keeps records beside its columns.
+    more: fc.constantFrom({}, {}, { resume: { key: new Uint8Array(32) } }),
   })
   .filter(({ stripes, capacityColumns }) => stripes * capacityColumns <= 24);
 
@@ -312,4 +314,21 @@ test('closing a driver at any moment ends every call', async () => {
     },
   );
   await fc.assert(run, settings(200));
+});
+
+test('a driver that is killed at any moment is followed by one that serves right bytes or a miss', async () => {
+  let found = 0;
+  const run = fc.asyncProperty(
+    shape,
+    fc.constantFrom(...TROUBLES),
+    fc.commands(steps, { maxCommands: 80, size: 'max' }),
+    async (options, trouble, commands) => {
+      const world = await World.create({ ...options, more: { resume: { key: new Uint8Array(32) } } });
+      await fc.asyncModelRun(() => ({ model: { trouble }, real: world }), commands);
+      found += await world.follow();
+      expect(world.faults).toEqual([]);
+    },
+  );
+  await fc.assert(run, settings(400));
+  expect(found).toBeGreaterThan(400);
 });

@@ -112,7 +112,7 @@ class JumpingClock extends ManualClock {
     return super.now() + this.#jumped;
   }
 
-  jump(ms: number): void {
+  override jump(ms: number): void {
     this.#jumped += ms;
   }
 }

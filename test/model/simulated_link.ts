@@ -1,10 +1,14 @@
+import { createHash } from 'node:crypto';
 import type { Clock } from '../../src/common/clock.js';
 import { KvssError, localError } from '../../src/common/errors.js';
 import type {
+  CloseOptions,
   CompletionHandler,
   Connector,
   DaemonConnection,
+  LinkRequest,
   OperationBatch,
+  ResumedLink,
   ShardLink,
 } from '../../src/links/link.js';
 import { NO_POLICIES } from '../../src/links/policy_feed.js';
@@ -15,6 +19,9 @@ import { sameBytes } from './stamp.js';
 /** What memory holds once the daemon has taken it back. */
 const TAKEN_BACK = 0xdb;
 const SLOT_ALIGNMENT = 8;
+/** Records of columns are larger than any piece of a test that does not move them, and are struck out by their head. */
+const LEAST_RECORD_BYTES = 512;
+const RECORD_HEAD_BYTES = 64;
 
 /** One descriptor as a shard sees it. */
 export interface Operation {
@@ -23,6 +30,7 @@ export interface Operation {
   readonly batchId: number;
   readonly item: number;
   readonly slot: number;
+  readonly place: number;
   readonly generation: number;
   readonly tenantTag: bigint;
   readonly after: number;
@@ -38,6 +46,13 @@ interface Slot {
   generation: number;
   tenantTag: bigint;
   state: 'empty' | 'writing' | 'stored';
+}
+
+/** What is left of a session. */
+interface ParkedMemory {
+  readonly memory: Uint8Array;
+  readonly table: readonly Slot[];
+  readonly store: ReadonlyMap<number, Uint8Array>;
 }
 
 /** Something that a shard could do next. */
@@ -66,6 +81,8 @@ export class SimulatedLink implements ShardLink {
   readonly #statuses: Status[] = [];
   #armed = false;
   #takenBack = false;
+  /** What the slots hold, where bytes travel and the test has them carried. */
+  readonly #store = new Map<number, Uint8Array>();
 
   constructor(
     private readonly daemon: SimulatedDaemon,
@@ -73,11 +90,42 @@ export class SimulatedLink implements ShardLink {
     readonly slots: number,
     readonly pieceBytes: number,
     private readonly ringEntries: number,
+    /** How the memory is parked when the session ends, if it is. */
+    readonly parkAs?: string,
+    parked?: ParkedMemory,
   ) {
     this.inPlace = daemon.inPlace;
     this.#slotBytes = slotBytesOf(pieceBytes);
     this.memory = new Uint8Array(slots * this.#slotBytes);
     this.#table = Array.from({ length: slots }, () => ({ generation: 0, tenantTag: 0n, state: 'empty' }));
+    if (!parked) return;
+    this.memory.set(parked.memory);
+    for (const [slot, entry] of parked.table.entries()) this.#table[slot] = { ...entry };
+    for (const [slot, bytes] of parked.store) this.#store.set(slot, bytes);
+  }
+
+  /** What an owner who comes back finds: nothing that was on its way. */
+  park(): ParkedMemory {
+    const table = this.#table.map((slot) => ({ ...slot }));
+    for (const { state, slot, generation } of this.evicts) {
+      const entry = table[slot] as Slot;
+      if (state === 'finished' || entry.generation > generation) continue;
+      table[slot] = { ...entry, generation, state: 'empty' };
+    }
+    for (const { opcode, state, slot, generation } of this.commands) {
+      const entry = table[slot] as Slot;
+      if (opcode === Opcode.delete && state !== 'finished' && entry.generation === generation) entry.state = 'empty';
+    }
+    return { memory: this.memory.slice(), table, store: new Map(this.#store) };
+  }
+
+  /** What the slots hold, as their owner is told. */
+  slotTable(): ResumedLink['slots'] {
+    return {
+      generations: Float64Array.from(this.#table, ({ generation }) => generation),
+      tenantTags: BigUint64Array.from(this.#table, ({ tenantTag }) => tenantTag),
+      holds: Uint8Array.from(this.#table, ({ state }) => (state === 'stored' ? 1 : 0)),
+    };
   }
 
   get places(): number {
@@ -111,13 +159,14 @@ export class SimulatedLink implements ShardLink {
         batchId: batch.id,
         item,
         slot,
+        place: batch.places[item] ?? slot,
         generation: batch.generations[item] as number,
         tenantTag: batch.tenantTag,
         after: batch.after,
         sequence: queue.length + 1,
         deadline: this.daemon.clock.now() + batch.timeoutUs / 1000,
         state: 'waiting',
-        bytes: this.piece(slot).slice(),
+        bytes: this.piece(this.daemon.carries ? (batch.places[item] ?? slot) : slot).slice(),
       });
     }
     if (this.daemon.immediate) this.finishAll();
@@ -176,7 +225,10 @@ export class SimulatedLink implements ShardLink {
     if (operation.opcode === Opcode.delete) {
       if ((operation.flags & DescriptorFlag.scrub) !== 0 && status === Status.ok) this.piece(operation.slot).fill(0);
     } else {
-      if (!sameBytes(operation.bytes, this.piece(operation.slot))) {
+      if (this.daemon.carries) {
+        if (operation.opcode === Opcode.evict) this.#store.set(operation.slot, operation.bytes);
+        else this.piece(operation.place).set(this.#store.get(operation.slot) ?? []);
+      } else if (!sameBytes(operation.bytes, this.piece(operation.slot)) && !this.#isStruck(operation)) {
         const what = operation.opcode === Opcode.evict ? 'an evict' : 'a refill';
         this.daemon.box.complain(`slot ${operation.slot} was written to while ${what} was under way`);
       }
@@ -284,6 +336,16 @@ export class SimulatedLink implements ShardLink {
     this.#wake();
   }
 
+  /** A driver strikes out its record of a column that goes at once, also while that is on its way. */
+  #isStruck({ slot, bytes }: Operation): boolean {
+    if (this.pieceBytes < LEAST_RECORD_BYTES) return false;
+    const now = this.piece(slot);
+    return (
+      now.subarray(0, RECORD_HEAD_BYTES).every((byte) => byte === 0) &&
+      sameBytes(now.subarray(RECORD_HEAD_BYTES), bytes.subarray(RECORD_HEAD_BYTES))
+    );
+  }
+
   #wake(): void {
     if (!this.#armed) return;
     this.#armed = false;
@@ -326,12 +388,7 @@ class SimulatedConnection implements DaemonConnection {
     return slotBytesOf(pieceBytes);
   }
 
-  async openLink(request: {
-    shard: number;
-    slots: number;
-    pieceBytes: number;
-    ringEntries: number;
-  }): Promise<SimulatedLink> {
+  async openLink(request: LinkRequest): Promise<SimulatedLink> {
     await this.daemon.answering;
     if (this.#over) throw localError('KVSS_UNREACHABLE', 'the daemon has gone');
     const { shard, slots, pieceBytes } = request;
@@ -339,25 +396,45 @@ class SimulatedConnection implements DaemonConnection {
     if (this.daemon.refusesMemory || slots * slotBytesOf(pieceBytes) > budget) {
       throw KvssError.ofStatus(Status.noMemory, `shard ${shard} has no ${slots} slots`);
     }
-    const link = new SimulatedLink(this.daemon, shard, slots, pieceBytes, request.ringEntries);
+    return this.#adopt(request, slots);
+  }
+
+  async resumeLink(request: LinkRequest & { secret: Uint8Array }): Promise<ResumedLink | undefined> {
+    await this.daemon.answering;
+    if (this.#over) throw localError('KVSS_UNREACHABLE', 'the daemon has gone');
+    const owner = createHash('sha256').update(request.secret).digest();
+    const name = parkedName(request, owner);
+    const parked = this.daemon.parked.get(name);
+    if (!parked) return undefined;
+    this.daemon.parked.delete(name);
+    const link = this.#adopt(request, parked.table.length, parked);
+    return { link, slots: link.slotTable() };
+  }
+
+  async close({ park = false }: CloseOptions = {}): Promise<void> {
+    this.#finish('closed', park);
+    await this.daemon.lettingGo;
+  }
+
+  #adopt(request: LinkRequest, slots: number, parked?: ParkedMemory): SimulatedLink {
+    const { shard, pieceBytes, ringEntries, park } = request;
+    const name = park && parkedName(request, park.owner);
+    const link = new SimulatedLink(this.daemon, shard, slots, pieceBytes, ringEntries, name, parked);
     this.links.push(link);
     return link;
   }
 
-  async close(): Promise<void> {
-    this.#finish('closed');
-    await this.daemon.lettingGo;
-  }
-
   end(reason: string): void {
     if (this.#over) return;
-    this.#finish('ended');
+    this.#finish('ended', true);
     this.onEnd(reason);
   }
 
-  #finish(how: 'closed' | 'ended'): void {
+  #finish(how: 'closed' | 'ended', park: boolean): void {
     if (this.#over) return;
     this.#over = how;
+    for (const link of this.links)
+      if (park && link.parkAs !== undefined && link.intact()) this.daemon.parked.set(link.parkAs, link.park());
     for (const link of this.links) link.takeBack();
     this.daemon.connections.delete(this);
   }
@@ -378,6 +455,10 @@ export class SimulatedDaemon {
   answering: Promise<void> = Promise.resolve();
   /** Until this, what was on its way when a connection was closed may still be written to the runtime's memory. */
   lettingGo: Promise<void> = Promise.resolve();
+  /** Where bytes travel: whether they do in here, too. */
+  carries = false;
+  /** Memory of drivers that are gone, which they have asked to be kept. */
+  readonly parked = new Map<string, ParkedMemory>();
   readonly connections = new Set<SimulatedConnection>();
 
   constructor(
@@ -463,9 +544,32 @@ export class SimulatedBox {
     for (const link of this.links) link.finishAll();
   }
 
+  /** What would be left if all drivers were killed now. The answer has it found by those that come next, as often as it is called. */
+  wouldLeave(): () => void {
+    const left = this.daemons.map(
+      ({ links }) =>
+        new Map(
+          links.flatMap((link) =>
+            link.parkAs === undefined || !link.intact() ? [] : [[link.parkAs, link.park()] as const],
+          ),
+        ),
+    );
+    return () => {
+      for (const [index, daemon] of this.daemons.entries()) {
+        daemon.end('the driver was killed');
+        daemon.parked.clear();
+        for (const [name, memory] of left[index] ?? []) daemon.parked.set(name, memory);
+      }
+    };
+  }
+
   complain(what: string): void {
     this.complaints.push(what);
   }
+}
+
+function parkedName({ shard, label, pieceBytes }: LinkRequest, owner: Uint8Array): string {
+  return JSON.stringify([shard, label, pieceBytes, Buffer.from(owner).toString('hex')]);
 }
 
 export function slotBytesOf(pieceBytes: number): number {

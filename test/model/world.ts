@@ -1,6 +1,7 @@
 import { vi } from 'vitest';
 import type { TenantPolicy } from '../../src/common/tenant_policy.js';
 import { Status } from '../../src/proto/generated.js';
+import { recordBytesOf } from '../../src/swdriver/column_records.js';
 import type { Hit, RefillResult } from '../../src/swdriver/hit.js';
 import type { ColumnRef, PieceSink, PieceSource } from '../../src/swdriver/runtime.js';
 import type { EvictResult, Sequence } from '../../src/swdriver/sequence.js';
@@ -97,12 +98,15 @@ export class World {
     readonly driver: SwDriver,
     /** The driver's stripes, for counting slots. */
     readonly stripes: readonly Stripe[],
+    private readonly settings: SwDriverOptions,
   ) {}
 
   static async create(options: WorldOptions): Promise<World> {
     const clock = new ManualClock();
     const room = options.roomColumns ?? 1000;
-    const budgets = options.bytesPerToken.map((bytes) => room * slotBytesOf(bytes * COLUMN_TOKENS));
+    // Records of columns are a group of their own, and several groups are given a page more each.
+    const records = options.more?.resume ? room * recordBytesOf(COLUMN_TOKENS, 2) + 2 * 2 ** 21 : 0;
+    const budgets = options.bytesPerToken.map((bytes) => room * slotBytesOf(bytes * COLUMN_TOKENS) + records);
     const box = new SimulatedBox(
       clock,
       options.striping === 'within'
@@ -112,7 +116,7 @@ export class World {
     for (const daemon of box.daemons) daemon.immediate = options.immediate ?? false;
     const opened = vi.spyOn(Stripe.prototype, 'open');
     try {
-      const driver = await SwDriver.connect({
+      const settings: SwDriverOptions = {
         daemons: box.addresses,
         model: {
           id: 'model',
@@ -130,8 +134,9 @@ export class World {
         connector: box.connector,
         clock,
         ...options.more,
-      });
-      return new World(options, clock, box, driver, [...new Set(opened.mock.contexts as Stripe[])]);
+      };
+      const driver = await SwDriver.connect(settings);
+      return new World(options, clock, box, driver, [...new Set(opened.mock.contexts as Stripe[])], settings);
     } finally {
       opened.mockRestore();
     }
@@ -383,6 +388,42 @@ export class World {
       throw new Error(`${free} slots are free and ${this.driver.columns} columns stored, of ${capacity}`);
     }
     await this.#fillAndReadBack(capacity);
+  }
+
+  /**
+   * Kills the driver, and has another one with its key look for everything that it was ever asked for. What that one finds
+   * has to be right, and known. Answers how many columns it found.
+   */
+  async follow(): Promise<number> {
+    const leave = this.box.wouldLeave();
+    const asked = this.sequences.map((owner) => ({
+      owner,
+      tokens: [...owner.tokens],
+      known: this.knownColumns(owner.tenant, owner.adapter, owner.tokens),
+    }));
+    leave();
+    for (const daemon of this.box.daemons) {
+      daemon.immediate = true;
+      daemon.reachable = true;
+      daemon.refusesMemory = false;
+    }
+    const next = await SwDriver.resume({ ...this.settings, clock: new ManualClock() });
+    for (const { owner, tokens, known } of asked) {
+      const sequence = next.openSequence({ isolationId: owner.tenant, adapter: owner.adapter });
+      using hit = sequence.match(Uint32Array.from(tokens));
+      if (hit.columns > known) this.fault(`${hit.columns} columns came back where only ${known} were ever evicted`);
+      const { columns } = await hit.refill({
+        read: (ref, pieces) => {
+          const expected = this.#expected(owner, tokens, ref);
+          const right = pieces.every((piece, shard) => sameBytes(piece, expected[shard] as Uint8Array));
+          if (!right) this.fault(`column ${ref.index} came back with wrong bytes`);
+        },
+      });
+      if (columns !== hit.columns) this.fault(`${columns} of ${hit.columns} columns came back that were found`);
+    }
+    const { columns } = next;
+    await next.close();
+    return columns;
   }
 
   /** Brings every daemon back and lets the shards finish what they have. */

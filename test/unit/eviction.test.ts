@@ -60,10 +60,10 @@ function conversationsAmongScans(map: PrefixMap, rounds: number, scans: number):
 }
 
 test('policies are known by name', () => {
-  expect(POLICY_NAMES).toEqual(['hit-density', 'lru']);
+  expect(POLICY_NAMES).toEqual(['hit-density', 'hit-density-by-cost', 'lru']);
   expect(policyNamed('lru')).toBe(lru);
   expect(policyNamed('hit-density')).toBe(hitDensity);
-  expect(() => policyNamed('fifo')).toThrow("there is no 'fifo'; there are hit-density, lru");
+  expect(() => policyNamed('fifo')).toThrow("there is no 'fifo'; there are hit-density, hit-density-by-cost, lru");
 });
 
 test('ages fall into buckets that follow each other without a gap', () => {

@@ -5,17 +5,21 @@ import type { MissCause } from './miss_cause.js';
 interface About {
   /** Id of the model. */
   model: string;
+  /** Class of the tenant; `default` where its policy names none. */
   tenantClass: string;
 }
 
 /** A prompt was looked up. */
 export interface MatchMessage extends About {
+  /** Tokens of the prompt. */
   promptTokens: number;
+  /** Tokens of the hit. */
   hitTokens: number;
   /** Columns of the hit. */
   columns: number;
   /** Tokens that were missed, by cause. With those of the hit they are the tokens of the prompt. */
   missTokens: Readonly<Record<MissCause, number>>;
+  /** Milliseconds of the lookup. */
   durationMs: number;
 }
 
@@ -25,7 +29,9 @@ export interface RefillMessage extends About {
   columns: number;
   /** Columns of the hit that it has not got after all. */
   missedColumns: number;
+  /** Tokens that the runtime has got. */
   tokens: number;
+  /** Milliseconds, with what the sink took. */
   durationMs: number;
 }
 
@@ -34,6 +40,7 @@ export interface EvictMessage extends About {
   stored: number;
   present: number;
   dropped: number;
+  /** Milliseconds, with what the source took. */
   durationMs: number;
 }
 
@@ -44,8 +51,11 @@ export interface ExpireMessage extends About {
 
 /** A stripe can be used, with nothing in it, or is gone with all that it held. */
 export interface StripeMessage {
+  /** Id of the model. */
   model: string;
+  /** Number of the stripe: 0 where columns lie across all daemons, else that of its daemon among the options. */
   stripe: number;
+  /** Whether it came, or went. */
   up: boolean;
   /** Why it went; empty where it came. */
   reason: string;
@@ -60,6 +70,7 @@ export interface ChannelMessages {
   'kvss:stripe': StripeMessage;
 }
 
+/** Names of the channels. */
 export type ChannelName = keyof ChannelMessages;
 
 // Made once: looking a channel up by its name costs more than asking whether anybody listens.

@@ -94,7 +94,7 @@ export function collectInto(registry: Registry, sources: () => Iterable<DriverMe
   );
   scrapedMetric(
     registry,
-    'kvss_driver_what_if_hit_rate',
+    'kvss_driver_what_if_hit_ratio',
     'gauge',
     'Share of the tokens that a cache of so many columns would hit, least recently used first.',
     each((source, labels) =>

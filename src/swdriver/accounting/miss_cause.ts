@@ -23,6 +23,7 @@ export const MISS_CAUSES = [
   'partial',
 ] as const;
 
+/** Why tokens of a prompt were not hit; see MISS_CAUSES. */
 export type MissCause = (typeof MISS_CAUSES)[number];
 
 const PLACE = Object.fromEntries(MISS_CAUSES.map((cause, place) => [cause, place])) as Record<MissCause, number>;

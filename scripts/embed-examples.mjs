@@ -1,0 +1,31 @@
+#!/usr/bin/env node
+// Puts regions of examples/*.mjs into docs/EMBEDDING.md, where `<!-- example: FILE REGION -->` asks for them. `--check`
+// writes nothing, and fails where the guide and the examples differ.
+import { readFileSync, writeFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+
+const root = fileURLToPath(new URL('..', import.meta.url));
+const guide = `${root}docs/EMBEDDING.md`;
+const BLOCK = /(<!-- example: (\S+) (\S+) -->\n)[\s\S]*?(<!-- end of example -->)/g;
+
+/** What lies between `// region NAME` and the next `// endregion`, moved to the left. */
+function region(file, name) {
+  const text = readFileSync(`${root}examples/${file}.mjs`, 'utf8');
+  const found = new RegExp(`^ *// region ${name}\\n([\\s\\S]*?)^ *// endregion$`, 'm').exec(text)?.[1];
+  if (found === undefined) throw new Error(`examples/${file}.mjs has no region '${name}'`);
+  const lines = found.trimEnd().split('\n');
+  const indent = Math.min(...lines.filter((line) => line !== '').map((line) => line.search(/\S/)));
+  return lines.map((line) => line.slice(indent)).join('\n');
+}
+
+const before = readFileSync(guide, 'utf8');
+const after = before.replace(
+  BLOCK,
+  (_, begin, file, name, end) => `${begin}\`\`\`js\n${region(file, name)}\n\`\`\`\n${end}`,
+);
+if (before === after) process.exitCode = 0;
+else if (!process.argv.includes('--check')) writeFileSync(guide, after);
+else {
+  console.error('docs/EMBEDDING.md does not show the examples as they are: npm run docs');
+  process.exitCode = 1;
+}
