@@ -12,6 +12,7 @@ import { links } from './mutants/links.mjs';
 import { orders } from './mutants/orders.mjs';
 import { policies } from './mutants/policies.mjs';
 import { prefixes } from './mutants/prefixes.mjs';
+import { resume } from './mutants/resume.mjs';
 import { store } from './mutants/store.mjs';
 import { stripes } from './mutants/stripes.mjs';
 
@@ -25,5 +26,6 @@ export const mutants = [
   ...driver,
   ...groupLines,
   ...policies,
+  ...resume,
   ...daemon,
 ];

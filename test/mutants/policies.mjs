@@ -109,8 +109,8 @@ export const policies = [
   {
     name: 'policy: who is over a quota makes room of its own',
     file: 'src/swdriver/driver_core.ts',
-    find: "this.#map.evictLeaf((node) => this.#discard(node, 'refused'), first);",
-    replace: "this.#map.evictLeaf((node) => this.#discard(node, 'refused'));",
+    find: 'this.#map.evictLeaf((node) => this.#discard(node, reason), first);',
+    replace: 'this.#map.evictLeaf((node) => this.#discard(node, reason));',
     protects: 'P2: a quota of one tenant takes nothing from another.',
     killers: [
       vitest('test/model/policies.test.ts', 'a tenant has no more bytes than its quota, and makes room of its own'),
