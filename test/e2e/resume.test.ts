@@ -281,6 +281,55 @@ describe.concurrent.each(LINKS)('a driver over %s that is started again', (link,
     await after.close();
   });
 
+  test('brings columns back into memory of the runtime, with checksums too', async () => {
+    using scratch = new Scratch();
+    await using daemon = await startDaemon(scratch);
+    const newMemory = () => ({
+      places: 40,
+      regions: [1024, 2048].map((strideBytes) => ({ memory: new ArrayBuffer(40 * strideBytes), strideBytes })),
+    });
+    const [sent, got] = [newMemory(), newMemory()];
+    for (const { memory } of sent.regions) new Uint8Array(memory).set(randomBytes(memory.byteLength));
+    const drivers = new Drivers([addressOf(daemon)], { checksums: true, wioStreams: 2 });
+    const before = await drivers.first({ memory: sent });
+    const sequence = before.openSequence({ isolationId: 'acme' });
+    sequence.match(tokensOf(1, 40)).release();
+    expect(await sequence.evict({ place: ({ index }) => index })).toMatchObject({ stored: 40 });
+    await before.close({ park: true });
+    await alone(daemon);
+    const after = await drivers.next({ memory: got });
+    expect(after.resumed).toEqual({ columns: 40, doubtful: 0 });
+    using hit = after.openSequence({ isolationId: 'acme' }).match(tokensOf(1, 40));
+    expect((await hit.refill({ place: ({ index }) => 39 - index })).columns).toBe(40);
+    for (const [shard, { memory, strideBytes }] of got.regions.entries()) {
+      const original = Buffer.from(sent.regions[shard]?.memory as ArrayBuffer);
+      for (let column = 0; column < 40; column += 1) {
+        const bytes = Buffer.from(memory, (39 - column) * strideBytes, strideBytes);
+        expect(bytes.equals(original.subarray(column * strideBytes, (column + 1) * strideBytes))).toBe(true);
+      }
+    }
+    await after.close();
+  });
+
+  test('finds as many columns as there are, more than there are places for bytes on their way', async () => {
+    using scratch = new Scratch();
+    await using daemon = await startDaemon(scratch, 's', '24MiB');
+    // Places for a few dozen records at a time, of half a kilobyte or more.
+    const drivers = new Drivers([addressOf(daemon)], { capacityColumns: 3_000, placeBytes: 2 ** 16 });
+    const before = await drivers.first();
+    expect(await drivers.store(before, 'acme', tokensOf(1, 2_000))).toBe(2_000);
+    for (let tenant = 0; tenant < 20; tenant += 1) {
+      expect(await drivers.store(before, `tenant ${tenant}`, tokensOf(1, 10))).toBe(10);
+    }
+    await before.close({ park: true });
+    await alone(daemon);
+    const after = await drivers.next();
+    expect(after.resumed).toEqual({ columns: 2_200, doubtful: 0 });
+    expect(await drivers.read(after, 'acme', tokensOf(1, 2_000))).toBe(2_000);
+    expect(await drivers.read(after, 'tenant 19', tokensOf(1, 11))).toBe(10);
+    await after.close();
+  });
+
   test('keeps to the policies, also those that came while it was away', async () => {
     using scratch = new Scratch();
     await using daemon = await startDaemon(scratch);
