@@ -36,6 +36,8 @@ const PAGE = `${root}docs/MUTANTS.md`;
 const BUILD_LIMIT_S = 900;
 const TARGETS = { asan: 'native_tests_asan', tsan: 'native_tests_tsan' };
 const MODEL_LIMIT_S = 600;
+/** Where standing still is how the missing line is noticed. */
+const HANGS_LIMIT_S = 60;
 
 const { values } = parseArgs({
   options: {
@@ -334,6 +336,8 @@ async function vitest(tree, files, names, limitSeconds, env = {}) {
       ...files,
       ...pattern,
       '--no-cache',
+      // A machine with much else to do makes tests slow and not wrong. Who stands still is ended from here.
+      `--testTimeout=${limitSeconds * 1000}`,
       '--reporter=json',
       `--outputFile=${report}`,
     ],
@@ -352,7 +356,7 @@ async function vitest(tree, files, names, limitSeconds, env = {}) {
 /** Runs a killer: whether it failed, by what, and whether it ran at all. */
 async function attempt(tree, killer) {
   const limitSeconds =
-    killer.limitSeconds ?? { native: 60, vitest: 180, sim: 900, fuzz: 300 }[killer.kind] ?? MODEL_LIMIT_S;
+    killer.limitSeconds ?? { native: 60, vitest: 300, sim: 900, fuzz: 300 }[killer.kind] ?? MODEL_LIMIT_S;
   const over = ({ late }) => late && { failed: true, late: true, what: `nothing happened for ${limitSeconds} s` };
   switch (killer.kind) {
     case 'native': {
@@ -496,7 +500,8 @@ async function tryOut(tree, mutant, idle) {
         changed = true;
       }
       await build(tree, killer, files);
-      const { failed, late, what, seed } = await attempt(tree, killer);
+      const limited = mutant.hangs ? { limitSeconds: HANGS_LIMIT_S, ...killer } : killer;
+      const { failed, late, what, seed } = await attempt(tree, limited);
       // Who stands still may be slow only, unless that is what the line prevents.
       if (failed && (!late || mutant.hangs)) return finish('killed', { killer: nameOf(killer), what, seed });
       survived.push(`${nameOf(killer)}${late ? ` (${what})` : ''}`);

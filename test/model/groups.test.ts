@@ -166,6 +166,49 @@ test('a target without its draft is no hit', async () => {
   await world.finish();
 });
 
+test('a window that a shard could not store is not found', async () => {
+  const world = await over([FULL, sliding(2)]);
+  standsStill(world);
+  const { owner } = world.open('a', columns(3));
+  const evict = world.evict(owner);
+  await finish(world, 'full', Opcode.evict, 3);
+  await finish(world, 'sliding', Opcode.evict, 2);
+  expect(await evict).toMatchObject({ stored: 3, dropped: 0 });
+  expect(world.partsOf(1)).toHaveLength(2);
+  expect(world.open('a', columns(3)).hit.hit.columns).toBe(2);
+  await world.finish();
+});
+
+test('a window that is mended is found when every shard has stored it', async () => {
+  const world = await over([FULL, sliding(1)]);
+  const first = world.open('a', columns(2));
+  await world.served(world.evict(first.owner, 'now', 'lacksWindows', 1));
+  world.release(first.hit);
+  const { owner, hit } = world.open('a', columns(1));
+  world.release(hit);
+  expect(hit.hit.columns).toBe(0);
+  standsStill(world);
+  const evict = world.evict(owner);
+  await settled();
+  expect(world.open('a', columns(1)).hit.hit.columns).toBe(0);
+  await finish(world, 'sliding', Opcode.evict, 1);
+  expect(await evict).toMatchObject({ stored: 0, present: 1 });
+  expect(world.open('a', columns(1)).hit.hit.columns).toBe(1);
+  await world.finish();
+});
+
+test('a refill has no more columns than every group that keeps whole prefixes has brought', async () => {
+  const world = await over([FULL, DRAFT]);
+  await store(world, columns(3));
+  standsStill(world);
+  const { hit } = world.open('a', columns(3));
+  const refill = world.refill(hit);
+  await finish(world, 'full', Opcode.refill, 3);
+  await finish(world, 'draft', Opcode.refill, 1);
+  expect(await refill).toMatchObject({ columns: 1 });
+  await world.finish();
+});
+
 test('a window that the runtime has no more does not keep a column from being stored', async () => {
   const world = await over([FULL, sliding(2)]);
   const { owner } = world.open('a', columns(5));
@@ -359,6 +402,34 @@ test('a column that goes in the moment in which its evict ends does not count as
   expect(await refill).toMatchObject({ columns: 0 });
   expect(await evict).toMatchObject({ stored: 0, present: 1, dropped: 1 });
   expect(world.driver.columns).toBe(0);
+  await world.finish();
+});
+
+test('an evict that fails takes nothing away from the column that has the number of its own by then', async () => {
+  const world = await over([FULL, DRAFT]);
+  standsStill(world);
+  const { owner } = world.open('a', columns(1));
+  const evict = world.evict(owner);
+  await settled();
+  const forgotten = world.forget('a');
+  const other = world.open('b', columns(1));
+  const later = world.evict(other.owner);
+  await settled();
+  for (const status of [Status.ok, Status.transferFailed]) {
+    for (const link of world.box.links) {
+      // The second evict first.
+      const operation = status === Status.ok ? link.evicts[1] : link.evicts[0];
+      if (!operation) throw new Error('no evict is under way');
+      link.start(operation);
+      link.finish(operation, status);
+    }
+    await settled();
+    expect(world.driver.columns).toBe(1);
+  }
+  expect(await later).toMatchObject({ stored: 1 });
+  expect(await evict).toMatchObject({ stored: 0, dropped: 1 });
+  await world.served(forgotten);
+  expect(world.open('b', columns(1)).hit.hit.columns).toBe(1);
   await world.finish();
 });
 

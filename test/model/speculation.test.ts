@@ -175,6 +175,32 @@ test('what was written ahead goes with a stripe that goes', async () => {
   await world.finish();
 });
 
+test('what was written ahead is not put behind a column that has gone', async () => {
+  const { world, owner } = await proposing(columns(1, 100));
+  expect(await world.served(world.evict(owner))).toMatchObject({ ahead: 1 });
+  await world.served(world.forget('a'));
+  world.verify(owner, COLUMN_TOKENS);
+  expect(world.driver.columns).toBe(0);
+  expect(found(world, columns(1, 100))).toBe(0);
+  expect(await world.served(world.evict(owner))).toMatchObject({ stored: 2, present: 0 });
+  world.checkSlots();
+  await world.finish();
+});
+
+test('what was written ahead before its stripe went is not found in the slots of after', async () => {
+  const world = await over();
+  const { owner } = world.open('a', []);
+  world.propose(owner, columns(1));
+  expect(await world.served(world.evict(owner))).toMatchObject({ ahead: 1 });
+  world.endDaemon(0, true);
+  await world.clock.advance(100);
+  world.verify(owner, COLUMN_TOKENS);
+  expect(world.driver.columns).toBe(0);
+  expect(found(world, columns(1))).toBe(0);
+  world.checkSlots();
+  await world.finish();
+});
+
 test('a tenant that is forgotten while a column is written ahead leaves nothing pinned', async () => {
   const { world, owner } = await proposing(columns(2, 100), { capacityColumns: 3 });
   const evict = world.evict(owner, 'later');

@@ -104,6 +104,26 @@ describe('the policies that a driver follows', () => {
     expect(policies.policyOf('acme').noStore).toBe(false);
   });
 
+  test('are the strictest whatever the order of the sources', () => {
+    const strict: TenantPolicy = { noStore: true, quotaBytes: 5, storeUpTo: 5, ttl: { mode: 'last-use', seconds: 5 } };
+    const lax: TenantPolicy = { noStore: false, quotaBytes: 9, storeUpTo: 9, ttl: { mode: 'last-use', seconds: 9 } };
+    for (const both of [
+      [strict, lax],
+      [lax, strict],
+      [strict, {}],
+    ]) {
+      const policies = new TenantPolicies();
+      for (const [at, policy] of both.entries()) policies.follow(`${at}`, new Daemon('known', { acme: policy }));
+      expect(policies.policyOf('acme')).toEqual({
+        ...UNLIMITED,
+        noStore: true,
+        quotaBytes: 5,
+        storeUpTo: 5,
+        lastUseSeconds: 5,
+      });
+    }
+  });
+
   test.each(['awaited', 'unreadable'] as const)('store nothing while those of any daemon are %s', (state) => {
     const policies = new TenantPolicies();
     policies.follow('a', new Daemon('known', { banned: { noStore: true } }));
