@@ -106,7 +106,7 @@ export const resume = [
   },
   {
     name: 'recover: a slot holds what the shards say',
-    file: 'src/swdriver/driver_core.ts',
+    file: 'src/swdriver/recovery.ts',
     find: '        table.holds[part.slot] === 1 &&\n',
     replace: '',
     protects: 'P1: a slot whose evict had not ended is empty.',
@@ -114,15 +114,15 @@ export const resume = [
   },
   {
     name: 'recover: a column is there in all groups or not at all',
-    file: 'src/swdriver/driver_core.ts',
-    find: '      if (!parts || !this.#coversWhole(parts)) continue;',
-    replace: '      if (!parts) continue;',
+    file: 'src/swdriver/recovery.ts',
+    find: '    if (!parts || !coversWhole(core, parts)) continue;',
+    replace: '    if (!parts) continue;',
     protects: 'P1: a column is found in all groups or in none.',
     killers: [anyMoment, killedDriver, anyLife],
   },
   {
     name: 'recover: what a column continues is there too',
-    file: 'src/swdriver/driver_core.ts',
+    file: 'src/swdriver/recovery.ts',
     find: 'owner?.root : nodes.get(parentGeneration);',
     replace: 'owner?.root : (nodes.get(parentGeneration) ?? owner?.root);',
     protects: 'P6: a column is not put behind other tokens than its own.',
@@ -134,8 +134,8 @@ export const resume = [
   },
   {
     name: 'recover: generations go on above all before',
-    file: 'src/swdriver/driver_core.ts',
-    find: 'for (const each of table.generations) this.#generation = Math.max(this.#generation, each);',
+    file: 'src/swdriver/recovery.ts',
+    find: 'for (const each of table.generations) core.usedGeneration(each);',
     replace: ';',
     protects: 'P1: no generation names two contents of a slot.',
     killers: [
@@ -146,7 +146,7 @@ export const resume = [
   },
   {
     name: 'recover: slots that are in use are not free',
-    file: 'src/swdriver/driver_core.ts',
+    file: 'src/swdriver/recovery.ts',
     find: 'for (const [group, used] of taken.entries()) stripe.groups[group]?.keep(used);',
     replace: '',
     protects: 'P1: a slot is not given to another column.',
@@ -184,7 +184,7 @@ export const resume = [
   },
   {
     name: 'recover: a slot holds the generation of the record',
-    file: 'src/swdriver/driver_core.ts',
+    file: 'src/swdriver/recovery.ts',
     find: '        table.generations[part.slot] === generation &&\n',
     replace: '',
     protects: 'P1: a slot that holds another column by now is not believed.',
@@ -197,8 +197,8 @@ export const resume = [
   },
   {
     name: 'recover: a restart makes nothing younger',
-    file: 'src/swdriver/driver_core.ts',
-    find: '    ledger.backdate(node, this.clock.now() - ageMs);\n',
+    file: 'src/swdriver/recovery.ts',
+    find: '  ledger.backdate(node, core.clock.now() - ageMs);\n',
     replace: '',
     protects: 'P2: what has expired is never returned, also after a restart.',
     killers: [endToEnd('keeps to the policies, also those that came while it was away')],
