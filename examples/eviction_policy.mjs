@@ -3,7 +3,7 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { KvssDaemon, lru, SwDriver } from 'kvss';
+import { KvssDaemon, SwDriver } from 'kvss';
 
 const directory = mkdtempSync(join(tmpdir(), 'kvss-'));
 const socket = join(directory, 'kvss.sock');
@@ -14,7 +14,7 @@ const driver = await SwDriver.connect({
   daemons: [socket],
   model: { id: 'my-model', revision: '7', dtype: 'bf16', layout: 'by-layer', bytesPerToken: [512] },
   capacityColumns: 10,
-  policy: lru,
+  policy: 'lru',
 });
 console.log(`${driver.report.policy}: room for ${driver.capacityColumns} columns`);
 // endregion
