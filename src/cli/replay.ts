@@ -67,6 +67,11 @@ const PLACE_BYTES = 2 ** 25;
 /** Make no sense where there are no daemons. */
 const FLAGS_FOR_DAEMONS = [
   'connect',
+  'group',
+  'config',
+  'draftConfig',
+  'keyFile',
+  'skip',
   'striping',
   'bytesPerToken',
   'link',

@@ -54,10 +54,12 @@ describe('kvss replay --policy-only', () => {
     const trace = scratch.file('a.json', inTurn);
     for (const [args, message] of [
       [['--policy', 'optimum'], 'add --policy-only'],
-      [['--policy', 'fifo'], 'Allowed choices are hit-density, lru, optimum'],
+      [['--policy', 'fifo'], 'Allowed choices are hit-density, hit-density-by-cost, lru, optimum'],
       [['--policy-only', '--link', 'tcp'], "cannot be used with option '--link"],
       [['--policy-only', '--connect', '/s'], "cannot be used with option '-c, --connect"],
       [['--policy-only', '--speed', '2'], "cannot be used with option '--speed"],
+      [['--policy-only', '--group', 'full=1'], "cannot be used with option '--group"],
+      [['--policy-only', '--key-file', '/k'], "cannot be used with option '--key-file"],
     ] as const) {
       const { code, stderr } = await kvss('replay', trace, ...args);
       expect(code, args.join(' ')).not.toBe(0);
@@ -74,9 +76,10 @@ describe('kvss replay --policy-only', () => {
     expect(JSON.parse(stdout)).toMatchObject({ columnHits: 15, mismatches: 0 });
   });
 
-  const chat = '../shared/data/mooncake_conversation.jsonl';
+  // An hour of real chat, which is not part of the package: see docs/EVICTION.md.
+  const chat = process.env.KVSS_CONVERSATION_TRACE ?? '';
   test.skipIf(!existsSync(chat))(
-    `the default keeps twice as much as LRU where room is short (needs ${chat})`,
+    'the default keeps twice as much as LRU where room is short (KVSS_CONVERSATION_TRACE=FILE to run it)',
     async () => {
       const run = (policy: string) => hits(chat, '--policy', policy, '--capacity-columns', '24000');
       const [lru, density] = [await run('lru'), await run('hit-density')];
