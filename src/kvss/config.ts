@@ -73,9 +73,9 @@ const configSchema = z.strictObject({
     .strictObject({
       mode: z.enum(['latency', 'buffered', 'adaptive']).default('adaptive'),
       /** How long an adaptive engine looks for work before it sleeps, in microseconds. */
-      spinUs: z.number().int().min(0).max(1_000_000).default(20),
+      spinUs: z.number().int().min(0).max(1_000_000).default(30),
     })
-    .default({ mode: 'adaptive', spinUs: 20 }),
+    .default({ mode: 'adaptive', spinUs: 30 }),
   /** Largest submission ring that a driver gets, in descriptors. */
   ringEntries: powerOfTwo.default(1024),
   /** Sessions at once: one for each driver and group of layers. */

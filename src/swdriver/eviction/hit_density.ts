@@ -23,6 +23,8 @@ const SAMPLING = 4;
 const MEMORY = 6;
 /** Leaves that are looked at for a victim: it is among the worst 2 or 3 in 100. */
 const LOOKS = 64;
+/** The same in the shadow caches, of which only the hit rates matter. */
+const SHADOW_LOOKS = 16;
 /** Columns of one chain that go without another look: they were used together. */
 const RUN = 16;
 /** Uses as of this many prompts half outweigh what is otherwise taken for likely. */
@@ -416,8 +418,8 @@ export class HitDensityRanking implements LeafRanking {
       this.#densityShadow.add(slot);
       this.#lruShadow.add(slot);
     }
-    this.#densityShadow.trim(LOOKS);
-    this.#lruShadow.trim(LOOKS);
+    this.#densityShadow.trim(SHADOW_LOOKS);
+    this.#lruShadow.trim(SHADOW_LOOKS);
     const promptHits = this.#odds.meanColumns / SAMPLING / (this.#shadowBits + 1);
     const bound = BOUND_PROMPTS * promptHits;
     this.#lead = Math.max(-bound, Math.min(bound, this.#lead));
