@@ -1,6 +1,6 @@
 import type { Registry } from 'prom-client';
+import { type Sample, scrapedMetric } from '../common/scraped_metric.js';
 import type { ReportedDriver } from '../proto/frames.js';
-import { onScrape, type Sample } from './metrics.js';
 
 type Labels = Sample['labels'];
 
@@ -20,7 +20,7 @@ export function addDriverMetrics(registry: Registry, drivers: () => Iterable<Rep
   const perDriver = (read: (driver: ReportedDriver, labels: Labels) => Sample[]) => () =>
     [...drivers()].flatMap((driver) => read(driver, { session: driver.sessionId, model: driver.report.model }));
   for (const [key, type, name, help] of FIGURES) {
-    onScrape(
+    scrapedMetric(
       registry,
       name,
       type,
@@ -28,7 +28,7 @@ export function addDriverMetrics(registry: Registry, drivers: () => Iterable<Rep
       perDriver(({ report }, labels) => [{ labels, value: report[key] }]),
     );
   }
-  onScrape(
+  scrapedMetric(
     registry,
     'kvss_driver_miss_tokens_total',
     'counter',
@@ -37,7 +37,7 @@ export function addDriverMetrics(registry: Registry, drivers: () => Iterable<Rep
       Object.entries(report.missTokens).map(([cause, value]) => ({ labels: { ...labels, cause }, value })),
     ),
   );
-  onScrape(
+  scrapedMetric(
     registry,
     'kvss_driver_what_if_hit_ratio',
     'gauge',
@@ -46,7 +46,7 @@ export function addDriverMetrics(registry: Registry, drivers: () => Iterable<Rep
       report.curve.map(({ columns, hitRate }) => ({ labels: { ...labels, columns }, value: hitRate })),
     ),
   );
-  onScrape(
+  scrapedMetric(
     registry,
     'kvss_driver_report_age_seconds',
     'gauge',

@@ -1,4 +1,5 @@
-import { Gauge, Registry } from 'prom-client';
+import { Registry } from 'prom-client';
+import { type Sample, scrapedMetric } from '../common/scraped_metric.js';
 import { type CounterName, LATENCY_BUCKETS, type LatencyName, latencyBoundSeconds } from './counters.js';
 import type { ParkedGrants } from './parked.js';
 import type { PolicyStore } from './policy_store.js';
@@ -36,35 +37,13 @@ export interface MetricsSource {
   readonly parked: ParkedGrants;
 }
 
-export interface Sample {
-  labels: Record<string, string | number>;
-  value: number;
-  metricName?: string;
-}
-
-/**
- * A metric whose samples are read when somebody asks. prom-client's own counters want every event pushed; here the
- * engines have counted already, and nothing may be added to an operation.
- */
-export function onScrape(
-  registry: Registry,
-  name: string,
-  type: 'counter' | 'gauge' | 'histogram',
-  help: string,
-  read: () => Sample[],
-): void {
-  const metric = new Gauge({ name, help, registers: [] });
-  metric.get = async () => ({ name, help, type, values: read(), aggregator: 'sum' }) as never;
-  registry.registerMetric(metric);
-}
-
 /** Registry of one daemon. Figures are read from the shards' counters at each scrape. */
 export function createMetrics(source: MetricsSource): Registry {
   const registry = new Registry();
   const perShard = (read: (shard: Shard) => number) => () =>
     source.shards.map((shard) => ({ labels: labelsOf(shard), value: read(shard) }));
   for (const [counter, name, help] of COUNTERS) {
-    onScrape(
+    scrapedMetric(
       registry,
       name,
       'counter',
@@ -72,45 +51,45 @@ export function createMetrics(source: MetricsSource): Registry {
       perShard((shard) => shard.counters.get(counter)),
     );
   }
-  onScrape(registry, 'kvss_sessions', 'gauge', 'Connected sessions.', () => [
+  scrapedMetric(registry, 'kvss_sessions', 'gauge', 'Connected sessions.', () => [
     { labels: {}, value: source.sessionCount },
   ]);
-  onScrape(
+  scrapedMetric(
     registry,
     'kvss_shard_sessions',
     'gauge',
     'Sessions attached to the shard.',
     perShard((shard) => shard.counters.get('sessions')),
   );
-  onScrape(
+  scrapedMetric(
     registry,
     'kvss_stored_slots',
     'gauge',
     'Slots that hold a piece.',
     perShard((shard) => shard.counters.get('storedSlots')),
   );
-  onScrape(
+  scrapedMetric(
     registry,
     'kvss_budget_bytes',
     'gauge',
     'Memory of the shard.',
     perShard((shard) => shard.state().budgetBytes),
   );
-  onScrape(
+  scrapedMetric(
     registry,
     'kvss_free_bytes',
     'gauge',
     'Memory of the shard that is not granted.',
     perShard((shard) => shard.state().freeBytes),
   );
-  onScrape(
+  scrapedMetric(
     registry,
     'kvss_parked_grants',
     'gauge',
     'Grants of drivers that have died and may come back.',
     perShard((shard) => source.parked.of(shard).length),
   );
-  onScrape(
+  scrapedMetric(
     registry,
     'kvss_parked_bytes',
     'gauge',
@@ -118,7 +97,7 @@ export function createMetrics(source: MetricsSource): Registry {
     perShard((shard) => source.parked.bytes(shard)),
   );
   latency(registry, source, 'evictLatency', 'kvss_evict_seconds', 'Time of an evict from read to finished.');
-  onScrape(registry, 'kvss_tenant_policies', 'gauge', 'Tenants with a policy of their own.', () => [
+  scrapedMetric(registry, 'kvss_tenant_policies', 'gauge', 'Tenants with a policy of their own.', () => [
     { labels: {}, value: source.policies.size },
   ]);
   latency(registry, source, 'refillLatency', 'kvss_refill_seconds', 'Time of a refill from read to finished.');
@@ -130,7 +109,7 @@ function labelsOf(shard: Shard): Record<string, string | number> {
 }
 
 function latency(registry: Registry, source: MetricsSource, field: LatencyName, name: string, help: string): void {
-  onScrape(registry, name, 'histogram', help, () =>
+  scrapedMetric(registry, name, 'histogram', help, () =>
     source.shards.flatMap((shard) => histogramSamples(name, labelsOf(shard), shard.counters.latency(field))),
   );
 }

@@ -1,3 +1,4 @@
+import { enlarged } from '../common/enlarged.js';
 import type { Node } from './prefix_map.js';
 
 /**
@@ -13,16 +14,11 @@ export class ColumnLedger {
 
   /** Makes room for columns with numbers up to `capacity`. */
   grow(capacity: number): void {
-    const larger = <T extends Int32Array | Uint32Array | Float64Array>(old: T): T => {
-      const array = new (old.constructor as new (length: number) => T)(capacity + 1);
-      array.set(old);
-      return array;
-    };
-    this.#root = larger(this.#root);
-    this.#low = larger(this.#low);
-    this.#high = larger(this.#high);
-    this.#storedAt = larger(this.#storedAt);
-    this.#usedAt = larger(this.#usedAt);
+    this.#root = enlarged(this.#root, capacity + 1);
+    this.#low = enlarged(this.#low, capacity + 1);
+    this.#high = enlarged(this.#high, capacity + 1);
+    this.#storedAt = enlarged(this.#storedAt, capacity + 1);
+    this.#usedAt = enlarged(this.#usedAt, capacity + 1);
   }
 
   /** A column below the root of a namespace has been entered in the map; `now` in milliseconds. */

@@ -1,5 +1,5 @@
 import { localError } from '../common/errors.js';
-import { hashText } from './accounting/prompt_fingerprints.js';
+import { hashText } from '../common/hash_text.js';
 
 /** Tokens of a prompt that stand for something else, such as an image: equal placeholders may stand for different things. */
 export interface ContentSpan {

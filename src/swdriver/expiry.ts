@@ -1,4 +1,5 @@
 import type { Clock } from '../common/clock.js';
+import { enlarged } from '../common/enlarged.js';
 import { NONE, type Node } from './prefix_map.js';
 
 /** What the expiry needs of its driver. */
@@ -47,15 +48,10 @@ export class Expiry {
 
   /** Makes room for columns with numbers up to `capacity`. */
   grow(capacity: number): void {
-    const larger = <T extends Int32Array | Float64Array>(old: T, value: number): T => {
-      const array = new (old.constructor as new (length: number) => T)(capacity + 1).fill(value) as T;
-      array.set(old);
-      return array;
-    };
-    this.#bucketOf = larger(this.#bucketOf, NOWHERE);
-    this.#serial = larger(this.#serial, 0);
-    this.#next = larger(this.#next, NONE);
-    this.#previous = larger(this.#previous, NONE);
+    this.#bucketOf = enlarged(this.#bucketOf, capacity + 1, NOWHERE);
+    this.#serial = enlarged(this.#serial, capacity + 1, 0);
+    this.#next = enlarged(this.#next, capacity + 1, NONE);
+    this.#previous = enlarged(this.#previous, capacity + 1, NONE);
   }
 
   /** Looks after a column from now on, and no more after one that does not expire. Harmless where it does already. */

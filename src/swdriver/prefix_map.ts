@@ -1,4 +1,5 @@
 import { randomInt } from 'node:crypto';
+import { enlarged } from '../common/enlarged.js';
 import { Contents } from './contents.js';
 import type { EvictionPolicy, LeafRanking } from './eviction_policy.js';
 import { hashColumn } from './prefix_hash.js';
@@ -99,31 +100,23 @@ export class PrefixMap {
   /** Makes room for `capacity` columns. Columns keep their numbers. Takes time and memory in proportion. */
   grow(capacity: number): void {
     const nodes = capacity + 1;
-    const larger = <T extends Int32Array | Uint32Array | Uint16Array | Uint8Array | Float64Array>(
-      old: T,
-      length: number,
-    ): T => {
-      const array = new (old.constructor as new (length: number) => T)(length);
-      array.set(old);
-      return array;
-    };
     this.#capacity = capacity;
-    this.#tokens = larger(this.#tokens, nodes * this.columnTokens);
-    this.#parent = larger(this.#parent, nodes);
-    this.#firstChild = larger(this.#firstChild, nodes);
-    this.#nextSibling = larger(this.#nextSibling, nodes);
-    this.#previousSibling = larger(this.#previousSibling, nodes);
-    this.#hash = larger(this.#hash, nodes);
-    this.#nextInBucket = larger(this.#nextInBucket, nodes);
-    this.#state = larger(this.#state, nodes);
-    this.#stripe = larger(this.#stripe, nodes);
-    this.#parts = larger(this.#parts, nodes);
-    this.#pending = larger(this.#pending, nodes);
-    this.#content = larger(this.#content, nodes);
-    this.#slot = larger(this.#slot, nodes * this.#groups);
-    this.#pins = larger(this.#pins, nodes);
-    this.#serial = larger(this.#serial, nodes);
-    this.#generation = larger(this.#generation, nodes * this.#groups);
+    this.#tokens = enlarged(this.#tokens, nodes * this.columnTokens);
+    this.#parent = enlarged(this.#parent, nodes);
+    this.#firstChild = enlarged(this.#firstChild, nodes);
+    this.#nextSibling = enlarged(this.#nextSibling, nodes);
+    this.#previousSibling = enlarged(this.#previousSibling, nodes);
+    this.#hash = enlarged(this.#hash, nodes);
+    this.#nextInBucket = enlarged(this.#nextInBucket, nodes);
+    this.#state = enlarged(this.#state, nodes);
+    this.#stripe = enlarged(this.#stripe, nodes);
+    this.#parts = enlarged(this.#parts, nodes);
+    this.#pending = enlarged(this.#pending, nodes);
+    this.#content = enlarged(this.#content, nodes);
+    this.#slot = enlarged(this.#slot, nodes * this.#groups);
+    this.#pins = enlarged(this.#pins, nodes);
+    this.#serial = enlarged(this.#serial, nodes);
+    this.#generation = enlarged(this.#generation, nodes * this.#groups);
     this.#ranking.grow(capacity);
     this.#rebuild();
   }

@@ -1,5 +1,5 @@
+import { hashText } from '../common/hash_text.js';
 import type { SlotTable } from '../links/link.js';
-import { hashText } from './accounting/prompt_fingerprints.js';
 import { type ColumnRecord, ColumnRecords, type RecordedPart } from './column_records.js';
 import type { DriverCore } from './driver_core.js';
 import { NONE, type Node } from './prefix_map.js';

@@ -1,5 +1,6 @@
 import { localError } from '../common/errors.js';
-import { hashText, PromptFingerprints } from './accounting/prompt_fingerprints.js';
+import { hashText } from '../common/hash_text.js';
+import { PromptFingerprints } from './accounting/prompt_fingerprints.js';
 import { type Claim, ColumnWriter } from './column_writer.js';
 import { type ContentSpan, SpanList } from './contents.js';
 import type { DriverCore } from './driver_core.js';

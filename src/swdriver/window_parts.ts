@@ -1,5 +1,6 @@
+import { enlarged } from '../common/enlarged.js';
 import { LeafHeap } from './leaf_heap.js';
-import { NONE, type Node } from './prefix_map.js';
+import type { Node } from './prefix_map.js';
 
 /**
  * Which columns of one stripe have their part of one group that does not keep whole prefixes, and which of them goes first
@@ -21,16 +22,13 @@ export class WindowParts {
 
   /** Makes room for columns with numbers up to `capacity`. */
   grow(capacity: number): void {
-    const priority = new Float64Array(capacity + 1);
-    priority.set(this.#priority);
-    const pins = new Uint16Array(capacity + 1);
-    pins.set(this.#pins);
+    const priority = enlarged(this.#priority, capacity + 1);
     const order = new LeafHeap(capacity);
     for (let node = 1; node <= this.capacity; node += 1) {
       if (this.#order.has(node)) order.put(node, priority[node] as number);
     }
     this.#priority = priority;
-    this.#pins = pins;
+    this.#pins = enlarged(this.#pins, capacity + 1);
     this.#order = order;
     this.capacity = capacity;
   }
@@ -79,11 +77,5 @@ export class WindowParts {
   /** The column whose part goes first; NONE where all are held. */
   get victim(): Node {
     return this.#order.lowest;
-  }
-
-  /** Whether the first to go is one that no prompt has needed. */
-  get victimUnneeded(): boolean {
-    const { lowest } = this.#order;
-    return lowest !== NONE && (this.#priority[lowest] as number) < 0;
   }
 }

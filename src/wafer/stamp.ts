@@ -1,3 +1,5 @@
+import { hashText } from '../common/hash_text.js';
+
 /** Bytes of one stamped line: a cache line, so that every torn or misplaced transfer shows. */
 export const LINE_BYTES = 64;
 const WORDS = LINE_BYTES / 4;
@@ -15,11 +17,8 @@ export interface Stamp {
 
 /** A number for a group of layers, 0 for `full`: pieces of one column in different groups must not be taken for each other. */
 function groupWord(group = 'full'): number {
-  if (group === 'full') return 0;
-  let word = 0x811c9dc5;
-  for (let index = 0; index < group.length; index += 1) word = Math.imul(word ^ group.charCodeAt(index), 0x01000193);
   // The lower bits are the shard's.
-  return word & ~0xffff;
+  return group === 'full' ? 0 : hashText(group) & ~0xffff;
 }
 
 /** The words that all lines of a piece begin with. */

@@ -1,12 +1,5 @@
 import type { Fingerprint } from './fingerprint.js';
 
-/** A number for a text, 32 bits; it only ever tells figures apart. */
-export function hashText(text: string): number {
-  let hash = text === '' ? 0 : 0x811c9dc5;
-  for (let index = 0; index < text.length; index += 1) hash = Math.imul(hash ^ text.charCodeAt(index), 0x01000193);
-  return hash;
-}
-
 /** Fingerprints of the columns of one prompt, two halves each, computed once and as far as they are wanted. */
 export class PromptFingerprints {
   #halves = new Uint32Array(0);

@@ -1,3 +1,4 @@
+import { enlarged } from '../../common/enlarged.js';
 import { NONE, type Node } from '../prefix_map.js';
 import { bucketOf } from './age_buckets.js';
 import { LeafBag } from './leaf_bag.js';
@@ -119,17 +120,12 @@ export class HitDensityRanking implements LeafRanking {
   }
 
   grow(capacity: number): void {
-    const larger = <T extends Uint8Array | Uint32Array | Int32Array | Float64Array>(old: T): T => {
-      const array = new (old.constructor as new (length: number) => T)(capacity + 1);
-      array.set(old);
-      return array;
-    };
-    this.#lastUse = larger(this.#lastUse);
-    this.#kind = larger(this.#kind);
-    this.#depth = larger(this.#depth);
-    this.#parent = larger(this.#parent);
-    this.#fingerprint = larger(this.#fingerprint);
-    this.#protected = larger(this.#protected);
+    this.#lastUse = enlarged(this.#lastUse, capacity + 1);
+    this.#kind = enlarged(this.#kind, capacity + 1);
+    this.#depth = enlarged(this.#depth, capacity + 1);
+    this.#parent = enlarged(this.#parent, capacity + 1);
+    this.#fingerprint = enlarged(this.#fingerprint, capacity + 1);
+    this.#protected = enlarged(this.#protected, capacity + 1);
     this.#leaves.grow(capacity);
     if (this.#anyProtected) this.#protectedLeaves.grow(capacity);
     this.#rings.grow(capacity);

@@ -1,3 +1,4 @@
+import { enlarged } from '../../common/enlarged.js';
 import { LeafHeap } from '../leaf_heap.js';
 import { NONE, type Node } from '../prefix_map.js';
 import type { LeafRanking } from './leaf_ranking.js';
@@ -27,13 +28,9 @@ export class LruRanking implements LeafRanking {
 
   grow(capacity: number): void {
     const before = this.#heap;
-    const lastUse = new Float64Array(capacity + 1);
-    lastUse.set(this.#lastUse);
-    const isProtected = new Uint8Array(capacity + 1);
-    isProtected.set(this.#protected);
     const known = this.#lastUse.length;
-    this.#lastUse = lastUse;
-    this.#protected = isProtected;
+    this.#lastUse = enlarged(this.#lastUse, capacity + 1);
+    this.#protected = enlarged(this.#protected, capacity + 1);
     this.#rings.grow(capacity);
     this.#heap = new LeafHeap(capacity);
     for (let node = 1; node < known; node += 1) {

@@ -1,3 +1,4 @@
+import { enlarged } from '../../common/enlarged.js';
 import { NONE, type Node } from '../prefix_map.js';
 
 /**
@@ -14,14 +15,9 @@ export class RootLeaves {
   static readonly bytesPerNode = 12;
 
   grow(capacity: number): void {
-    const larger = <T extends Int32Array | Uint32Array>(old: T): T => {
-      const array = new (old.constructor as new (length: number) => T)(capacity + 1);
-      array.set(old);
-      return array;
-    };
-    this.#root = larger(this.#root);
-    this.#next = larger(this.#next);
-    this.#previous = larger(this.#previous);
+    this.#root = enlarged(this.#root, capacity + 1);
+    this.#next = enlarged(this.#next, capacity + 1);
+    this.#previous = enlarged(this.#previous, capacity + 1);
   }
 
   inserted(node: Node, parent: Node): void {
