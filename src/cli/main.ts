@@ -4,6 +4,7 @@ import { KvssError } from '../common/errors.js';
 import { VERSION } from '../common/version.js';
 import { benchCommand } from './bench.js';
 import { demoCommand } from './demo.js';
+import { planCommand } from './plan.js';
 import { replayCommand } from './replay.js';
 import { serveCommand } from './serve.js';
 import { statCommand } from './stat.js';
@@ -18,6 +19,7 @@ const program = new Command('kvss')
   .addCommand(waferCommand())
   .addCommand(demoCommand())
   .addCommand(benchCommand())
+  .addCommand(planCommand())
   .exitOverride();
 
 for (const command of program.commands.flatMap((each) => [each, ...each.commands])) command.exitOverride();

@@ -1,0 +1,6 @@
+import { Command } from 'commander';
+
+/** `kvss plan`: what a box and a cluster need before anyone buys or boots them. */
+export function planCommand(): Command {
+  return new Command('plan').description('sizes, bandwidth, memory and placement, before anything is bought or booted');
+}
