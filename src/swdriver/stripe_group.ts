@@ -559,6 +559,9 @@ export class StripeGroup {
 
   #expire(batch: RunningBatch): void {
     batch.cancelDeadline = undefined;
+    // The runtime may have kept the event loop busy past the deadline, with the answers there and nobody to hear them.
+    this.#move();
+    if (!batch.settle) return;
     this.#settle(batch, Status.deadline);
     // The next calls are misses at once and do not wait for a shard that does not answer. One that is only slow goes on
     // finishing things.
@@ -585,6 +588,8 @@ export class StripeGroup {
 
   /** The stripe falls where a shard has not finished a batch and is not to be waited for any longer. */
   #giveUp(batch: RunningBatch, on: (shard: number) => boolean): void {
+    // As at the deadline: what has come must have been heard before anybody is given up.
+    this.#move();
     if (!this.#batches.has(batch.id)) return;
     const shards = [...batch.openAt.keys()].filter((shard) => (batch.openAt[shard] as number) > 0 && on(shard));
     if (shards.length > 0)

@@ -48,6 +48,10 @@ describe('an embedding process', () => {
     expect(await run('manyConnecting')).toMatchObject({ ...clean, stdout: '0\n' });
   });
 
+  test('may keep the event loop busy past a deadline: what was done in time counts', async () => {
+    expect(await run('busyLoop')).toMatchObject({ ...clean, stdout: '10\n10\n' });
+  });
+
   test('may attach twice: the two share nothing', async () => {
     expect(await run('attachedTwice')).toMatchObject({ ...clean, stdout: '10 10 10 10\n0 10\n' });
   });

@@ -4,6 +4,16 @@ import { anyDriver, anyGroups, groups, hazard, sim, vitest } from './killers.mjs
 
 export const driver = [
   {
+    name: 'stripe group: what has come is heard before a deadline counts',
+    file: 'src/swdriver/stripe_group.ts',
+    find: 'with the answers there and nobody to hear them.\n    this.#move();',
+    replace: 'with the answers there and nobody to hear them.',
+    protects: 'P3: a runtime that computes on the thread of the driver does not lose what the shards did in time.',
+    killers: [
+      vitest('test/e2e/hazards.test.ts', 'may keep the event loop busy past a deadline: what was done in time counts'),
+    ],
+  },
+  {
     name: 'hit: a number is compared with its serial',
     file: 'src/swdriver/hit.ts',
     find: 'return map.isCurrent(node, this.serials[column] as number) && map.isStored(node);',

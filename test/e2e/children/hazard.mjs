@@ -87,6 +87,25 @@ const hazards = {
       await new Promise((resolve) => setImmediate(resolve));
     }
   },
+  async busyLoop() {
+    const driver = await SwDriver.connect({ daemons: [socket], model, capacityColumns: 20, deadlineMs: 50, spinUs: 0 });
+    // A runtime that computes for longer than the deadline on the thread of the driver, right behind the call and in a
+    // phase of the event loop that timers follow at once.
+    const askAndCompute = (ask) =>
+      new Promise((resolve) => {
+        setImmediate(async () => {
+          resolve(ask());
+          for (let turn = 0; turn < 20; turn += 1) await undefined;
+          Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 200);
+        });
+      });
+    console.log(await askAndCompute(() => store(driver)));
+    const hit = driver.openSequence({ isolationId: 'acme' }).match(tokens);
+    const refilled = askAndCompute(() => hit.refill({ read() {} }));
+    console.log((await refilled).columns);
+    hit.release();
+    await driver.close();
+  },
   async attachedTwice() {
     const [first, second] = [await connect(), await connect()];
     console.log(await store(first), await store(second), first.columns, second.columns);
