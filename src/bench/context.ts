@@ -1,6 +1,7 @@
 import { localError } from '../common/errors.js';
 import type { LinkName } from '../kvss/child_daemon.js';
 import { connectorFor } from '../links/connect.js';
+import { shardCountOf } from '../links/shard_count.js';
 import { parseStreamAddress } from '../links/stream_address.js';
 import type { RoundPlan } from './rounds.js';
 import type { BenchRow } from './row.js';
@@ -55,15 +56,7 @@ export function checkLink({ daemon }: BenchContext, link: LinkName): void {
 }
 
 /** Number of shards of a live daemon. */
-export async function shardsOf(daemon: string, token: string | undefined): Promise<number> {
-  const connect = connectorFor({
-    wioStreams: 1,
-    placeBytes: 0,
-    checksums: false,
-    ...(token === undefined ? {} : { token }),
-  });
-  const connection = await connect(daemon, 5_000);
-  const { length } = connection.shards;
-  await connection.close();
-  return length;
+export function shardsOf(daemon: string, token: string | undefined): Promise<number> {
+  const options = { wioStreams: 1, placeBytes: 0, checksums: false };
+  return shardCountOf(connectorFor({ ...options, ...(token === undefined ? {} : { token }) }), daemon, 5_000);
 }

@@ -6,6 +6,7 @@ import { formatBytes, formatCount } from '../common/units.js';
 import { type ChildDaemon, type LinkName, startChildDaemon } from '../kvss/child_daemon.js';
 import { readConfigFile } from '../kvss/config.js';
 import { connectorFor } from '../links/connect.js';
+import { shardCountOf } from '../links/shard_count.js';
 import type { StreamOptions } from '../links/stream_connection.js';
 import { slotBytesOf } from '../proto/slots.js';
 import { OPTIMUM, replayPolicy } from '../replay/policy_replay.js';
@@ -225,7 +226,10 @@ async function replay(paths: string[], flags: ReplayFlags): Promise<void> {
     );
   }
   if (flags.connect !== undefined) {
-    const shards = await Promise.all(flags.connect.map((address) => shardsOf(address, flags)));
+    const connector = connectorFor(streamOptions(flags));
+    const shards = await Promise.all(
+      flags.connect.map((address) => shardCountOf(connector, address, ANSWER_DEADLINE_MS)),
+    );
     return run(traces, flags.connect, layoutOf(traces, shards, flags), flags);
   }
   const count = flags.daemons ?? (flags.link === 'shm' ? 1 : 2);
@@ -460,11 +464,4 @@ function streamOptions({ wioStreams, checksums = false, token }: ReplayFlags): S
 function connectDeadlineMs({ groups, capacityColumns }: Layout): number {
   const bytes = slotBytesOfShards(groups).reduce((sum, each) => sum + each, 0) * capacityColumns;
   return ANSWER_DEADLINE_MS + Math.ceil(bytes / PREFAULT_BYTES_PER_MS);
-}
-
-/** How many shards the daemon at an address has. */
-async function shardsOf(address: string, flags: ReplayFlags): Promise<number> {
-  const connection = await connectorFor(streamOptions(flags))(address, ANSWER_DEADLINE_MS);
-  await connection.close();
-  return connection.shards.length;
 }

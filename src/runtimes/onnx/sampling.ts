@@ -1,0 +1,63 @@
+import { localError } from '../../common/errors.js';
+import { seededRandom } from '../../common/random.js';
+
+/** Chooses a token by its logits, one for each token of the vocabulary. */
+export type Sampler = (logits: Float32Array) => number;
+
+/** The most likely token; the first of several. */
+export const greedy: Sampler = (logits) => {
+  let best = 0;
+  for (let token = 1; token < logits.length; token += 1) {
+    if ((logits[token] as number) > (logits[best] as number)) best = token;
+  }
+  return best;
+};
+
+/** How tokens are drawn. */
+export interface SamplingOptions {
+  /** Divides the logits: below 1 the likely ones get likelier. 0 is greedy. 1 if left out. */
+  temperature?: number;
+  /** Only the most likely tokens that make up this share of the probability, above 0 and up to 1. 1 if left out. */
+  topP?: number;
+  /** Equal seeds draw equal tokens from equal logits. */
+  seed?: number;
+}
+
+/**
+ * A sampler that draws from softmax(logits / temperature), cut to the nucleus of `topP`. Throws KVSS_BAD_INPUT with the name of
+ * an option that makes no sense.
+ */
+export function sampler({ temperature = 1, topP = 1, seed = 0 }: SamplingOptions): Sampler {
+  if (!(temperature >= 0 && temperature <= 100)) {
+    throw localError('KVSS_BAD_INPUT', `temperature: ${temperature} is outside of 0 to 100`);
+  }
+  if (!(topP > 0 && topP <= 1)) throw localError('KVSS_BAD_INPUT', `topP: ${topP} is not above 0 and up to 1`);
+  if (temperature === 0) return greedy;
+  const random = seededRandom(seed);
+  return (logits) => {
+    const likeliest = logits[greedy(logits)] as number;
+    const weights = logits.map((logit) => Math.exp((logit - likeliest) / temperature));
+    const nucleus = nucleusOf(weights, topP);
+    const total = nucleus.reduce((sum, token) => sum + (weights[token] as number), 0);
+    let left = random() * total;
+    for (const token of nucleus) {
+      left -= weights[token] as number;
+      if (left < 0) return token;
+    }
+    return nucleus[0] as number;
+  };
+}
+
+/** The fewest tokens that make up the share of all weights, the heaviest first; all tokens in their order for a share of 1. */
+function nucleusOf(weights: Float32Array, share: number): readonly number[] {
+  const tokens = [...weights.keys()];
+  if (share === 1) return tokens;
+  tokens.sort((a, b) => (weights[b] as number) - (weights[a] as number));
+  const enough = share * weights.reduce((sum, weight) => sum + weight, 0);
+  let sum = 0;
+  const end = tokens.findIndex((token) => {
+    sum += weights[token] as number;
+    return sum >= enough;
+  });
+  return end < 0 ? tokens : tokens.slice(0, end + 1);
+}
