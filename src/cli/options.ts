@@ -15,7 +15,8 @@ export function integerOption(min: number, max = Number.MAX_SAFE_INTEGER): (text
   };
 }
 
-function bytesOption(text: string): number {
+/** A size such as `256MiB`. */
+export function bytesOption(text: string): number {
   try {
     return parseBytes(text);
   } catch (thrown) {
