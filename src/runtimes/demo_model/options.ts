@@ -27,7 +27,7 @@ const shape = (
   intermediateSize: number,
 ): DemoShape => ({ vocabularySize, hiddenSize, layers, heads, keyValueHeads, headDim, intermediateSize });
 
-/** Shapes by their number of parameters: 1,049,728, 5,115,136, 25,305,600 and 100,682,496, head not tied. */
+/** Shapes by their number of parameters: 1,049,728, 5,114,112, 25,303,552 and 100,682,496, where the head is not tied. */
 export const DEMO_SIZES = {
   '1M': shape([1024, 128, 4], [4, 2, 32], 384),
   '5M': shape([4096, 256, 4], [8, 2, 32], 768),
