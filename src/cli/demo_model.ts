@@ -1,9 +1,9 @@
 import { Command, Option } from 'commander';
 import { localError } from '../common/errors.js';
 import { formatBytes, formatCount } from '../common/units.js';
-import { DEMO_SIZES, type DemoModelFiles, type DemoSize, generateDemoModel } from '../runtimes/demo_model/generate.js';
+import type { DemoModelFiles } from '../runtimes/demo_model/generate.js';
 import { huggingFaceConfig } from '../runtimes/demo_model/model_configs.js';
-import type { AttentionForm, ModelType } from '../runtimes/demo_model/options.js';
+import { type AttentionForm, DEMO_SIZE_NAMES, type DemoSize, type ModelType } from '../runtimes/demo_model/options.js';
 import { describeModel } from '../swdriver/model_config.js';
 import { integerOption } from './options.js';
 import { alignRows } from './table.js';
@@ -28,9 +28,7 @@ export function demoModelCommand(): Command {
   return new Command('demo-model')
     .description('make a small language model with random weights as ONNX files, to test and show with')
     .argument('<directory>', 'where to; appears when all is written')
-    .addOption(
-      new Option('--size <parameters>', 'about how many parameters').choices(Object.keys(DEMO_SIZES)).default('25M'),
-    )
+    .addOption(new Option('--size <parameters>', 'about how many parameters').choices(DEMO_SIZE_NAMES).default('25M'))
     .addOption(new Option('--dtype <type>', 'of weights, cache and logits').choices(['fp32', 'fp16']).default('fp32'))
     .addOption(
       new Option('--attention <form>', 'plain ONNX operators, or one operator of ONNX Runtime for each layer')
@@ -56,6 +54,8 @@ async function demoModel(directory: string, flags: DemoModelFlags): Promise<void
   if (flags.slidingPattern !== undefined && flags.slidingWindow === undefined) {
     throw localError('KVSS_BAD_INPUT', '--sliding-pattern: layers slide only with --sliding-window');
   }
+  // What writes ONNX files takes a while to load, and no other command needs it.
+  const { generateDemoModel } = await import('../runtimes/demo_model/generate.js');
   const pattern = flags.slidingPattern ?? SLIDING_PATTERN;
   const files = await generateDemoModel(directory, {
     ...{ size, dtype, attention, seed, tied, draft },

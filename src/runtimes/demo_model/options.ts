@@ -62,6 +62,9 @@ export interface DemoModelOptions extends Partial<DemoShape> {
   readonly draft?: boolean;
 }
 
+/** Is added to the mean of squares before its root is taken. */
+export const NORM_EPSILON = 1e-5;
+
 /** Everything that decides what is in the files. */
 export interface DemoModelSettings extends DemoShape {
   readonly dtype: ModelType;
