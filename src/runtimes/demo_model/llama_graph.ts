@@ -1,10 +1,7 @@
 import { type BuiltGraph, GraphBuilder } from './graph_builder.js';
 import { ELEMENT_TYPES, type ElementType } from './onnx_format.js';
-import type { DemoModelSettings } from './options.js';
+import { type DemoModelSettings, NORM_EPSILON } from './options.js';
 import type { Filling, WeightType } from './weights.js';
-
-/** Of the root of the mean of squares. */
-export const NORM_EPSILON = 1e-5;
 
 /**
  * How large random weights are. A matrix with n inputs has a deviation of gain / sqrt(n), so that inputs of deviation 1,

@@ -27,7 +27,7 @@ const shape = (
   intermediateSize: number,
 ): DemoShape => ({ vocabularySize, hiddenSize, layers, heads, keyValueHeads, headDim, intermediateSize });
 
-/** Shapes by their number of parameters: 1,049,728, 5,115,136, 25,305,600 and 100,682,496, head not tied. */
+/** Shapes by their number of parameters: 1,049,728, 5,114,112, 25,303,552 and 100,682,496, where the head is not tied. */
 export const DEMO_SIZES = {
   '1M': shape([1024, 128, 4], [4, 2, 32], 384),
   '5M': shape([4096, 256, 4], [8, 2, 32], 768),
@@ -61,6 +61,9 @@ export interface DemoModelOptions extends Partial<DemoShape> {
   /** Makes a draft model besides, and a model that it agrees with often. */
   readonly draft?: boolean;
 }
+
+/** Is added to the mean of squares before its root is taken. */
+export const NORM_EPSILON = 1e-5;
 
 /** Everything that decides what is in the files. */
 export interface DemoModelSettings extends DemoShape {
