@@ -12,10 +12,12 @@ import {
   quantileText,
 } from '../bench/spine.js';
 import { drawSpine } from '../bench/spine_plot.js';
+import { messageOf } from '../common/errors.js';
 import { formatBytes, formatCount, parseBytes } from '../common/units.js';
 import type { LinkName } from '../kvss/child_daemon.js';
 import { checkPath, type PathInput, type TopologyInput } from '../wafer/topology.js';
 import { suiteCommands } from './bench_suite.js';
+import { ttftCommand } from './bench_ttft.js';
 import { checkWritable } from './files.js';
 import { integerListOption, integerOption, positiveOption } from './options.js';
 import { Progress } from './progress.js';
@@ -94,6 +96,7 @@ export function benchCommand(): Command {
     .option('--seed <n>', 'seed of the tokens', integerOption(0, 2 ** 32 - 1), 1)
     .option('--json', 'print one JSON object')
     .action(pressure);
+  bench.addCommand(ttftCommand());
   for (const command of suiteCommands()) bench.addCommand(command);
   return bench;
 }

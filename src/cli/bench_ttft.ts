@@ -1,0 +1,105 @@
+import { writeFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { Command, Option } from 'commander';
+import type { TtftRow, TtftSetting } from '../bench/ttft.js';
+import { drawTtft } from '../bench/ttft_plot.js';
+import { localError } from '../common/errors.js';
+import { formatBytes, formatCount } from '../common/units.js';
+import type { LinkName } from '../kvss/child_daemon.js';
+import type { DemoModelOptions } from '../runtimes/demo_model/options.js';
+import { DEMO_SIZE_NAMES } from '../runtimes/demo_model/options.js';
+import { checkWritable } from './files.js';
+import { integerListOption, integerOption } from './options.js';
+import { Progress } from './progress.js';
+import { alignRows } from './table.js';
+
+interface TtftFlags {
+  lengths: number[];
+  rounds: number;
+  model?: string;
+  size: NonNullable<DemoModelOptions['size']>;
+  attention: NonNullable<DemoModelOptions['attention']>;
+  dtype: NonNullable<DemoModelOptions['dtype']>;
+  chunk: number;
+  threads: number;
+  link: LinkName;
+  svg?: string;
+  json?: boolean;
+}
+
+/** `kvss bench ttft`: time to first token in ONNX Runtime, computed and cached. */
+export function ttftCommand(): Command {
+  return new Command('ttft')
+    .description('time to first token of a decoder in ONNX Runtime, computed and from the store')
+    .option('--lengths <list>', 'tokens of the prompts', integerListOption, [256, 512, 1024, 2048, 4096, 8192])
+    .option('--rounds <count>', 'prompts of each length', integerOption(1, 1000), 5)
+    .option('--model <file>', 'an ONNX decoder with past keys and values; a demo model with random weights if left out')
+    .addOption(new Option('--size <size>', 'parameters of the demo model').choices(DEMO_SIZE_NAMES).default('25M'))
+    .addOption(
+      new Option('--attention <form>', 'how the demo model is written')
+        .choices(['fused', 'decomposed'])
+        .default('fused'),
+    )
+    .addOption(new Option('--dtype <type>', 'numbers of the demo model').choices(['fp32', 'fp16']).default('fp32'))
+    .option('--chunk <tokens>', 'tokens that a prefill computes in one run', integerOption(64, 65_536), 512)
+    .option('--threads <count>', 'threads of ONNX Runtime', integerOption(1, 1024), availableParallelism())
+    .addOption(new Option('--link <name>', 'how the store is reached').choices(['shm', 'tcp', 'unix']).default('shm'))
+    .option('--svg <file>', 'draw a plot')
+    .option('--json', 'print one JSON object a length')
+    .action(run);
+}
+
+async function run(flags: TtftFlags): Promise<void> {
+  if (flags.svg !== undefined) checkWritable(flags.svg);
+  const { measureTtft } = await loadBench();
+  const { lengths, rounds, size, attention, dtype, chunk, threads, link } = flags;
+  const rows: TtftRow[] = [];
+  let told = '';
+  const progress = new Progress(() => `${rows.length} of ${lengths.length} lengths measured`);
+  const onSetting = ({ model, bytesPerToken, sharesState }: TtftSetting) => {
+    const past = sharesState ? 'in place' : 'by Concat';
+    told = `${model}, ${formatBytes(bytesPerToken)} a token, appends ${past}, ${threads} threads, over ${link}`;
+  };
+  try {
+    const options = {
+      ...{ lengths, rounds, threads, link, prefillChunkTokens: chunk },
+      model: flags.model ?? { size, attention, dtype, maxPositions: Math.max(8192, ...lengths) },
+    };
+    for await (const row of measureTtft(options, onSetting)) {
+      rows.push(row);
+      if (flags.json) console.log(JSON.stringify(row));
+    }
+  } finally {
+    progress.stop();
+  }
+  if (flags.svg !== undefined) writeFileSync(flags.svg, drawTtft(rows, told));
+  if (!flags.json) console.log(`${told}\n${ttftTable(rows)}`);
+}
+
+const ms = (value: number) => `${value.toFixed(value < 100 ? 1 : 0)} ms`;
+const percent = (share: number) => `${(100 * share).toFixed(2)} %`;
+
+function ttftTable(rows: readonly TtftRow[]): string {
+  return alignRows([
+    ['prompt tokens', 'cold', 'cached', 'ratio', 'no reuse costs', 'without a store', 'cold over that'],
+    ...rows.map((row) => [
+      formatCount(row.promptTokens),
+      ms(row.coldMs),
+      ms(row.cachedMs),
+      `${row.ratio.toFixed(1)} x`,
+      percent(row.noReuseOverhead),
+      ms(row.plainMs),
+      row.coldOverPlain.toFixed(3),
+    ]),
+  ]);
+}
+
+/** ONNX Runtime is there only where somebody has installed it. */
+async function loadBench(): Promise<typeof import('../bench/ttft.js')> {
+  try {
+    return await import('../bench/ttft.js');
+  } catch (thrown) {
+    if ((thrown as NodeJS.ErrnoException).code !== 'ERR_MODULE_NOT_FOUND') throw thrown;
+    throw localError('KVSS_BAD_INPUT', 'this bench needs ONNX Runtime: npm install onnxruntime-node', thrown);
+  }
+}
