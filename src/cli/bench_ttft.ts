@@ -63,7 +63,7 @@ async function run(flags: TtftFlags): Promise<void> {
   try {
     const options = {
       ...{ lengths, rounds, threads, link, prefillChunkTokens: chunk },
-      model: flags.model ?? { size, attention, dtype, maxPositions: Math.max(8192, ...lengths) },
+      model: flags.model ?? { size, attention, dtype, logitsToKeep: true, maxPositions: Math.max(8192, ...lengths) },
     };
     for await (const row of measureTtft(options, onSetting)) {
       rows.push(row);

@@ -15,6 +15,7 @@ interface DemoModelFlags {
   slidingWindow?: number;
   slidingPattern?: number;
   tied?: boolean;
+  logitsToKeep?: boolean;
   vocab?: number;
   draft?: boolean;
   seed: number;
@@ -42,6 +43,7 @@ export function demoModelCommand(): Command {
       integerOption(2),
     )
     .option('--tied', 'the head is the embedding')
+    .option('--logits-to-keep', 'the graph is told of how many last positions logits are wanted')
     .option('--vocab <tokens>', 'size of the vocabulary, where it is to be that of a tokenizer', integerOption(1))
     .option('--draft', 'a draft model besides, in DIRECTORY/draft, and a model that it agrees with often')
     .option('--seed <number>', 'the same seed gives the same bytes', integerOption(0), 1)
@@ -50,7 +52,7 @@ export function demoModelCommand(): Command {
 }
 
 async function demoModel(directory: string, flags: DemoModelFlags): Promise<void> {
-  const { size, dtype, attention, seed, tied = false, draft = false } = flags;
+  const { size, dtype, attention, seed, tied = false, logitsToKeep = false, draft = false } = flags;
   if (flags.slidingPattern !== undefined && flags.slidingWindow === undefined) {
     throw localError('KVSS_BAD_INPUT', '--sliding-pattern: layers slide only with --sliding-window');
   }
@@ -58,7 +60,7 @@ async function demoModel(directory: string, flags: DemoModelFlags): Promise<void
   const { generateDemoModel } = await import('../runtimes/demo_model/generate.js');
   const pattern = flags.slidingPattern ?? SLIDING_PATTERN;
   const files = await generateDemoModel(directory, {
-    ...{ size, dtype, attention, seed, tied, draft },
+    ...{ size, dtype, attention, seed, tied, logitsToKeep, draft },
     ...(flags.vocab === undefined ? {} : { vocabularySize: flags.vocab }),
     ...(flags.slidingWindow === undefined ? {} : { slidingWindow: { tokens: flags.slidingWindow, pattern } }),
   });

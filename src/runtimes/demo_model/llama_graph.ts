@@ -63,7 +63,8 @@ class LlamaGraph {
     graph.input('input_ids', 'int64', tokens);
     graph.input('attention_mask', 'int64', ['batch_size', 'total_sequence_length']);
     if (!fused) graph.input('position_ids', 'int64', tokens);
-    graph.output('logits', this.#type, [...tokens, vocabularySize]);
+    const positions = this.#settings.logitsToKeep ? 'num_logits_to_keep' : 'sequence_length';
+    graph.output('logits', this.#type, ['batch_size', positions, vocabularySize]);
     for (let layer = 0; layer < layers; layer += 1) {
       for (const part of ['key', 'value']) {
         const dims = (length: string) => ['batch_size', keyValueHeads, length, headDim];
@@ -80,11 +81,23 @@ class LlamaGraph {
   }
 
   #head(states: string, embedding: string): void {
-    const { vocabularySize, hiddenSize, tied } = this.#settings;
+    const { vocabularySize, hiddenSize, tied, logitsToKeep } = this.#settings;
+    const graph = this.#graph;
     const head = tied
-      ? this.#graph.node('/lm_head', 'Transpose', [embedding], { perm: [1, 0] })
+      ? graph.node('/lm_head', 'Transpose', [embedding], { perm: [1, 0] })
       : this.#weight('lm_head.MatMul.weight', [hiddenSize, vocabularySize], normal(1));
-    this.#graph.node('/lm_head', 'MatMul', [states, head], {}, 'logits');
+    const kept = logitsToKeep ? this.#lastPositions(states) : states;
+    graph.node('/lm_head', 'MatMul', [kept, head], {}, 'logits');
+  }
+
+  /** The last positions of [batch, tokens, hidden], as many as are wanted. */
+  #lastPositions(states: string): string {
+    const graph = this.#graph;
+    graph.input('num_logits_to_keep', 'int64', []);
+    const from = graph.node('/lm_head', 'Neg', ['num_logits_to_keep']);
+    const starts = graph.node('/lm_head', 'Unsqueeze', [from, graph.integers([0])]);
+    const ends = graph.integers([Number.MAX_SAFE_INTEGER]);
+    return graph.node('/lm_head', 'Slice', [states, starts, ends, graph.integers([1])]);
   }
 
   // The norms between the parts of a layer.

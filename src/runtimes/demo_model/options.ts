@@ -52,6 +52,11 @@ export interface DemoModelOptions extends Partial<DemoShape> {
   readonly slidingWindow?: { readonly tokens: number; readonly pattern: number };
   /** The head is the embedding. Not so if left out. */
   readonly tied?: boolean;
+  /**
+   * The graph asks for `num_logits_to_keep`, the number of last positions whose logits are wanted, and computes no others: a
+   * prefill then takes the head once and not for each token. Not so if left out, as in most exports.
+   */
+  readonly logitsToKeep?: boolean;
   /** Base of the wavelengths of rotary positions. 10,000 if left out. */
   readonly ropeTheta?: number;
   /** Longest sequence; the fused form has tables of this length. 8,192 if left out. */
@@ -72,6 +77,7 @@ export interface DemoModelSettings extends DemoShape {
   /** One for each layer: the tokens that it sees, or null where it sees all. */
   readonly windows: readonly (number | null)[];
   readonly tied: boolean;
+  readonly logitsToKeep: boolean;
   readonly ropeTheta: number;
   readonly maxPositions: number;
   readonly seed: number;
@@ -93,6 +99,7 @@ const optionsSchema = z.strictObject({
   attention: z.enum(['decomposed', 'fused']).default('decomposed'),
   slidingWindow: z.strictObject({ tokens: count(2 ** 20), pattern: count(128).min(2) }).optional(),
   tied: z.boolean().default(false),
+  logitsToKeep: z.boolean().default(false),
   ropeTheta: z.number().min(2).max(1e9).default(10_000),
   maxPositions: count(2 ** 20).default(8192),
   seed: z.number().int().min(0).max(Number.MAX_SAFE_INTEGER).default(1),
