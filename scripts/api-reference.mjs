@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-// Writes docs/API.md from the types and doc comments of what src/index.ts exports. `--check` writes nothing, and fails
+// Writes docs/API.md from the types and doc comments of what the package exports. `--check` writes nothing, and fails
 // where the file is stale. Fails where something that is exported has no doc comment.
 //
 // Uses the API of the compiler that builds the package. It is unstable: the lockfile says which version this is made for.
@@ -19,6 +19,8 @@ const SECTIONS = [
   ['The daemon', /^src\/kvss\//],
   ['Links and carriers', /^src\/links\//],
   ['Emulated networks', /^src\/wafer\//],
+  ['ONNX Runtime: `kvss/onnx`', /^src\/runtimes\/onnx\//],
+  ['Demo models: `kvss/demo-model`', /^src\/runtimes\/demo_model\//],
 ];
 const KINDS = ['class', 'function', 'interface', 'type', 'const'];
 const NO_TRUNCATION = 1;
@@ -28,8 +30,11 @@ const project = api.updateSnapshot({ openProject: `${root}tsconfig.build.json` }
 const { checker, program } = project;
 const undocumented = [];
 
-const index = program.getSourceFile(`${root}src/index.ts`);
-const everything = checker.getExportsOfModule(checker.getSymbolAtLocation(index));
+/** The modules that package.json exports. */
+const ENTRIES = ['src/index.ts', 'src/runtimes/onnx/index.ts', 'src/runtimes/demo_model/generate.ts'];
+const everything = ENTRIES.flatMap((entry) =>
+  checker.getExportsOfModule(checker.getSymbolAtLocation(program.getSourceFile(root + entry))),
+);
 const exportedNames = new Set(everything.map(({ name }) => name));
 const sections = new Map(SECTIONS.map(([title]) => [title, []]));
 

@@ -34,6 +34,7 @@ export const DEMO_SIZES = {
   '25M': shape([8192, 512, 6], [8, 2, 64], 1408),
   '100M': shape([16384, 768, 12], [12, 4, 64], 2048),
 } as const satisfies Record<string, DemoShape>;
+/** Name of one of the sizes. */
 export type DemoSize = keyof typeof DEMO_SIZES;
 export const DEMO_SIZE_NAMES = Object.keys(DEMO_SIZES) as DemoSize[];
 
