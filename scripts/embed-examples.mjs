@@ -1,11 +1,11 @@
 #!/usr/bin/env node
-// Puts regions of examples/*.mjs into docs/EMBEDDING.md, where `<!-- example: FILE REGION -->` asks for them. `--check`
-// writes nothing, and fails where the guide and the examples differ.
+// Puts regions of examples/*.mjs into the guides, where `<!-- example: FILE REGION -->` asks for them. `--check` writes
+// nothing, and fails where a guide and the examples differ.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
-const guide = `${root}docs/EMBEDDING.md`;
+const GUIDES = ['docs/EMBEDDING.md', 'docs/ONNX.md'];
 const BLOCK = /(<!-- example: (\S+) (\S+) -->\n)[\s\S]*?(<!-- end of example -->)/g;
 
 /** What lies between `// region NAME` and the next `// endregion`, moved to the left. */
@@ -18,14 +18,16 @@ function region(file, name) {
   return lines.map((line) => line.slice(indent)).join('\n');
 }
 
-const before = readFileSync(guide, 'utf8');
-const after = before.replace(
-  BLOCK,
-  (_, begin, file, name, end) => `${begin}\`\`\`js\n${region(file, name)}\n\`\`\`\n${end}`,
-);
-if (before === after) process.exitCode = 0;
-else if (!process.argv.includes('--check')) writeFileSync(guide, after);
-else {
-  console.error('docs/EMBEDDING.md does not show the examples as they are: npm run docs');
-  process.exitCode = 1;
+for (const guide of GUIDES) {
+  const before = readFileSync(root + guide, 'utf8');
+  const after = before.replace(
+    BLOCK,
+    (_, begin, file, name, end) => `${begin}\`\`\`js\n${region(file, name)}\n\`\`\`\n${end}`,
+  );
+  if (before === after) continue;
+  if (!process.argv.includes('--check')) writeFileSync(root + guide, after);
+  else {
+    console.error(`${guide} does not show the examples as they are: npm run docs`);
+    process.exitCode = 1;
+  }
 }

@@ -11,6 +11,16 @@ const run = (...args: string[]) =>
 
 /** Of what each example prints, what it is there to show. */
 const TELLING: Record<string, readonly string[]> = {
+  onnx: [
+    '2048 bytes a token, room for 200 columns',
+    '0 of 500 tokens cached, 40 generated',
+    '512 of 543 tokens cached, 40 generated',
+    '448 of 500 tokens cached, 40 generated',
+    'the same answer: true',
+    'by hand: 448 tokens cached, the sequence has 503',
+    'with a draft: the same answer: true',
+    'some proposals were accepted: true',
+  ],
   resume: ['the first process stored 10 columns and is killed', 'the second one found 10 of them, 10 are right'],
   hello: [
     'cold: 0 of 1000 tokens from the cache, 15 columns stored, 0 were there',
