@@ -391,6 +391,11 @@ test('a model is made once, and of two that make it at once both have it', async
   expect(readdirSync(scratch.path).filter((name) => name.startsWith('.once'))).toEqual([]);
   await expect(generateDemoModel(directory, { ...tiny, seed: 2 })).rejects.toThrow(/a model of other options is there/);
   await expect(generateDemoModel(scratch.path, tiny)).rejects.toThrow(/something else is there/);
+  const missing = join(scratch.file('missing'), 'model');
+  await expect(generateDemoModel(missing, tiny)).rejects.toThrow(`cannot write a model to ${missing}: ENOENT`);
+  await expect(generateDemoModel(all[0]?.config as string, tiny)).rejects.toThrow(
+    /cannot read .*config\.json: ENOTDIR/,
+  );
   // A place that is there and empty will do.
   mkdirSync(scratch.file('empty'));
   expect(existsSync((await generateDemoModel(scratch.file('empty'), tiny)).model)).toBe(true);

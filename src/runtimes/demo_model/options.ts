@@ -64,7 +64,11 @@ export interface DemoModelOptions extends Partial<DemoShape> {
   readonly maxPositions?: number;
   /** The same seed gives the same bytes. 1 if left out. */
   readonly seed?: number;
-  /** Makes a draft model besides, and a model that it agrees with often. */
+  /**
+   * Makes a draft model besides, for speculative decoding, and a model that it agrees with often. The draft is the first
+   * quarter of the layers with the same embedding and head. Two models with random weights would never agree: what the
+   * other layers of the model add is scaled down, so they still change what it says, but not each time.
+   */
   readonly draft?: boolean;
 }
 
