@@ -1,6 +1,6 @@
 import { type InferenceSession, Tensor } from 'onnxruntime-node';
 import { localError, messageOf } from '../../common/errors.js';
-import { widenHalves } from '../../common/half.js';
+import { fromFloat16Array } from '../../common/float16.js';
 import { type DecoderGraph, type IndexType, readDecoderGraph } from './decoder_graph.js';
 import { KvState } from './kv_state.js';
 
@@ -115,7 +115,7 @@ export class OnnxModel {
     // The memory of the logits is used again by the next run, of whatever sequence.
     const all = logits.data as Float32Array | Uint16Array;
     const kept = wanted === 'all' ? all : all.subarray((rows - 1) * vocabularySize);
-    return logitsType === 'float32' ? (kept as Float32Array).slice() : widenHalves(kept as Uint16Array);
+    return logitsType === 'float32' ? (kept as Float32Array).slice() : fromFloat16Array(kept as Uint16Array);
   }
 
   #indexFeeds(past: number, tokens: Uint32Array, rows: number): Record<string, Tensor> {
