@@ -30,14 +30,14 @@ export function fromFloat16Bits(bits: number): number {
   return sign * (1 + fraction / 2 ** 10) * 2 ** (exponent - 15);
 }
 
-let table: Float32Array | undefined;
+let numbersOfBits: Float32Array | undefined;
 
 /** A new array of the numbers that these bits stand for. */
-export function widenFloat16(bits: Uint16Array): Float32Array {
-  // All there are: looking one up takes a tenth of working it out.
-  table ??= Float32Array.from({ length: 0x10000 }, (_, each) => fromFloat16Bits(each));
+export function fromFloat16Array(bits: Uint16Array): Float32Array {
+  // All there are: a look-up takes a tenth of working each out.
+  numbersOfBits ??= Float32Array.from({ length: 0x10000 }, (_, each) => fromFloat16Bits(each));
   const numbers = new Float32Array(bits.length);
-  for (let index = 0; index < bits.length; index += 1) numbers[index] = table[bits[index] as number] as number;
+  for (let index = 0; index < bits.length; index += 1) numbers[index] = numbersOfBits[bits[index] as number] as number;
   return numbers;
 }
 

@@ -92,6 +92,11 @@ export function readDecoderGraph({ inputMetadata, outputMetadata }: GraphMetadat
       if (!dtype) throw bad(pastName, `keys and values of the type ${past.type}; float32 and float16 are possible`);
       if (present.type !== past.type) throw bad(presentName, `is ${present.type}, the past is ${past.type}`);
       const [heads, dim] = headsAndDim(past);
+      const [, presentHeads = heads, , presentDim = dim] = present.shape;
+      // Graphs may leave sizes of outputs open.
+      if ((isNumber(presentHeads) && presentHeads !== heads) || (isNumber(presentDim) && presentDim !== dim)) {
+        throw bad(presentName, `has the shape [${present.shape.join(', ')}], the past has [${heads}, ${dim}]`);
+      }
       types.add(dtype);
       planes.push({ layer, kind, heads, dim, rowBytes: dim * BYTES_OF[dtype], pastName, presentName });
     }
@@ -107,6 +112,8 @@ export function readDecoderGraph({ inputMetadata, outputMetadata }: GraphMetadat
   }
   return { layers, planes, dtype, logitsType: logits.type, vocabularySize, inputs: inputsOf(others) };
 }
+
+const isNumber = (size: number | string) => typeof size === 'number';
 
 function headsAndDim({ name, shape }: TensorMetadata): readonly [heads: number, dim: number] {
   const [, heads, , dim] = shape;

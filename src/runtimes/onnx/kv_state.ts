@@ -1,7 +1,7 @@
 import { Tensor } from 'onnxruntime-node';
 import type { DecoderGraph, Plane } from './decoder_graph.js';
 
-/** Memory grows in steps of so many tokens. */
+/** Sequences get wider in steps of so many tokens. */
 const STEP_TOKENS = 256;
 
 /** Feeds and fetches of one run. */
@@ -25,7 +25,8 @@ const NO_BYTES = new Uint8Array(0);
  *
  * A graph that appends with Concat wants a past of exactly `length` tokens and writes all of it again behind the new ones: two
  * buffers a plane take turns (`shared: false`). A graph that appends in place (GroupQueryAttention) gets the same buffer as past
- * and present, `capacity` tokens wide, and only writes the new ones (`shared: true`).
+ * and present, `capacity` tokens wide, and only writes the new ones (`shared: true`). It is no wider than it has to be: the
+ * runtime's binding copies every output that it was asked for once more, also those that lie in memory of ours.
  *
  * Token t of head h of a plane lies at row `h x stride + t`, where the stride is `length` or `capacity`.
  */
@@ -56,26 +57,38 @@ export class KvState {
   /** Makes room for so many tokens; what is there stays. */
   reserve(tokens: number): void {
     if (tokens <= this.#capacity) return;
-    const capacity = Math.ceil(tokens / STEP_TOKENS) * STEP_TOKENS;
+    const before = this.#capacity;
+    this.#capacity = Math.ceil(tokens / STEP_TOKENS) * STEP_TOKENS;
+    this.#sharedTensors = undefined;
     for (const memory of this.#planes) {
       const { heads, rowBytes } = memory.plane;
-      const bytes = new Uint8Array(heads * capacity * rowBytes);
-      const [from, to] = this.shared ? [this.#capacity, capacity] : [this.#length, this.#length];
-      for (let head = 0; head < heads; head += 1) {
-        const start = head * from * rowBytes;
-        bytes.set(memory.bytes.subarray(start, start + this.#length * rowBytes), head * to * rowBytes);
+      const { bytes: old } = memory;
+      const bytes = heads * this.#capacity * rowBytes;
+      // Memory of an earlier sequence may be enough for it.
+      if (old.length < bytes) {
+        memory.bytes = new Uint8Array(bytes);
+        if (!this.shared) memory.spare = new Uint8Array(bytes);
       }
-      memory.bytes = bytes;
-      if (!this.shared) memory.spare = new Uint8Array(bytes.length);
+      const length = this.#length * rowBytes;
+      const [from, to] = this.shared ? [before * rowBytes, this.#capacity * rowBytes] : [length, length];
+      if (old === memory.bytes && from === to) continue;
+      // From the last head on: a head may move over where the next one was.
+      for (let head = heads - 1; head >= 0; head -= 1) {
+        memory.bytes.set(old.subarray(head * from, head * from + length), head * to);
+      }
     }
-    this.#capacity = capacity;
-    this.#sharedTensors = undefined;
+  }
+
+  /** Empties it for another sequence of so many tokens. */
+  reset(tokens: number): void {
+    this.#length = 0;
+    this.#capacity = 0;
+    this.reserve(tokens);
   }
 
   /** Begins anew with room for a prefix of so many tokens, which are to be written before anything is run. */
   layOut(tokens: number): void {
-    this.#length = 0;
-    this.reserve(tokens);
+    this.reset(tokens);
     this.#length = tokens;
   }
 

@@ -1,6 +1,8 @@
 import { type InferenceSession, Tensor } from 'onnxruntime-node';
 import { localError, messageOf } from '../../common/errors.js';
-import { widenFloat16 } from '../../common/float16.js';
+
+import { fromFloat16Array } from '../../common/float16.js';
+
 import { type DecoderGraph, type IndexType, readDecoderGraph } from './decoder_graph.js';
 import { KvState } from './kv_state.js';
 
@@ -68,8 +70,7 @@ export class OnnxModel {
   /** Empty memory for a sequence of so many tokens; it grows where that is not enough. */
   takeState(tokens: number): KvState {
     const state = this.#idle.pop() ?? new KvState(this.graph, this.sharesState);
-    state.truncate(0);
-    state.reserve(tokens);
+    state.reset(tokens);
     return state;
   }
 
@@ -115,7 +116,7 @@ export class OnnxModel {
     // The memory of the logits is used again by the next run, of whatever sequence.
     const all = logits.data as Float32Array | Uint16Array;
     const kept = wanted === 'all' ? all : all.subarray((rows - 1) * vocabularySize);
-    return logitsType === 'float32' ? (kept as Float32Array).slice() : widenFloat16(kept as Uint16Array);
+    return logitsType === 'float32' ? (kept as Float32Array).slice() : fromFloat16Array(kept as Uint16Array);
   }
 
   #indexFeeds(past: number, tokens: Uint32Array, rows: number): Record<string, Tensor> {

@@ -1,5 +1,6 @@
 import { localError } from '../../common/errors.js';
 import { seededRandom } from '../../common/random.js';
+import { checkKeys } from '../../swdriver/driver_options.js';
 
 /** Chooses a token by its logits, one for each token of the vocabulary. */
 export type Sampler = (logits: Float32Array) => number;
@@ -19,19 +20,24 @@ export interface SamplingOptions {
   temperature?: number;
   /** Only the most likely tokens that make up this share of the probability, above 0 and up to 1. 1 if left out. */
   topP?: number;
-  /** Equal seeds draw equal tokens from equal logits. */
+  /** Equal seeds draw equal tokens from equal logits. 0 if left out. */
   seed?: number;
 }
 
+const OPTIONS: Readonly<Record<keyof SamplingOptions, true>> = { temperature: true, topP: true, seed: true };
+
 /**
  * A sampler that draws from softmax(logits / temperature), cut to the nucleus of `topP`. Throws KVSS_BAD_INPUT with the name of
- * an option that makes no sense.
+ * an option that makes no sense or does not exist.
  */
-export function sampler({ temperature = 1, topP = 1, seed = 0 }: SamplingOptions): Sampler {
+export function sampler(options: SamplingOptions): Sampler {
+  checkKeys(options, OPTIONS, 'sampler');
+  const { temperature = 1, topP = 1, seed = 0 } = options;
   if (!(temperature >= 0 && temperature <= 100)) {
     throw localError('KVSS_BAD_INPUT', `temperature: ${temperature} is outside of 0 to 100`);
   }
   if (!(topP > 0 && topP <= 1)) throw localError('KVSS_BAD_INPUT', `topP: ${topP} is not above 0 and up to 1`);
+  if (!Number.isInteger(seed)) throw localError('KVSS_BAD_INPUT', `seed: ${seed} is no whole number`);
   if (temperature === 0) return greedy;
   const random = seededRandom(seed);
   return (logits) => {
