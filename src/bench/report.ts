@@ -80,7 +80,8 @@ function benchTable(rows: readonly BenchRow[]): string {
   );
 }
 
-function markdownTable(titles: readonly string[], lines: readonly (readonly string[])[]): string {
+/** A table in Markdown. */
+export function markdownTable(titles: readonly string[], lines: readonly (readonly string[])[]): string {
   const row = (cells: readonly string[]) => `| ${cells.map((cell) => cell.replaceAll('|', '\\|')).join(' | ')} |`;
   return [row(titles), `|${titles.map(() => '---|').join('')}`, ...lines.map(row)].join('\n');
 }

@@ -5,6 +5,7 @@ import { dirname, join } from 'node:path';
 import { InferenceSession } from 'onnxruntime-node';
 import { localError, messageOf } from '../common/errors.js';
 import { seededRandom } from '../common/random.js';
+import { formatBytes } from '../common/units.js';
 import { type LinkName, startChildDaemon } from '../kvss/child_daemon.js';
 import { slotBytesOf } from '../proto/slots.js';
 import { type DemoModelOptions, generateDemoModel } from '../runtimes/demo_model/generate.js';
@@ -29,6 +30,8 @@ export interface TtftOptions {
 /** Medians over the rounds, for prompts of one length. */
 export interface TtftRow {
   promptTokens: number;
+  /** What was measured, and how. */
+  setting: string;
   /** From the prompt to its first token, with a store in which nothing of it is. */
   coldMs: number;
   /** The same with all of it in the store. */
@@ -49,12 +52,7 @@ export interface TtftRow {
   rounds: number;
 }
 
-/** What was measured with. */
-export interface TtftSetting {
-  readonly model: string;
-  readonly bytesPerToken: number;
-  readonly sharesState: boolean;
-}
+type Medians = Omit<TtftRow, 'promptTokens' | 'setting' | 'rounds'>;
 
 /** A model on disk, and how to get rid of it. */
 interface Files extends AsyncDisposable {
@@ -63,11 +61,8 @@ interface Files extends AsyncDisposable {
   readonly config: unknown;
 }
 
-/** Time to first token, length by length. `onSetting` hears first what it is measured with. */
-export async function* measureTtft(
-  options: TtftOptions,
-  onSetting: (setting: TtftSetting) => void,
-): AsyncGenerator<TtftRow> {
+/** Time to first token, length by length. */
+export async function* measureTtft(options: TtftOptions): AsyncGenerator<TtftRow> {
   await using files = await filesOf(options.model);
   const session = await InferenceSession.create(files.path, {
     intraOpNumThreads: options.threads,
@@ -94,8 +89,13 @@ export async function* measureTtft(
       driver: { capacityColumns: capacityColumns - 1, deadlineMs: 60_000, connectDeadlineMs: 60_000 },
     });
     try {
-      onSetting({ model: files.name, bytesPerToken: decoder.bytesPerToken, sharesState: model.sharesState });
-      for (const promptTokens of options.lengths) yield await measureLength(promptTokens, decoder, model, options);
+      const appends = model.sharesState ? 'in place' : 'by Concat';
+      const bytes = formatBytes(decoder.bytesPerToken);
+      const setting = `${files.name}, ${bytes} a token, appends ${appends}, ${options.threads} threads, over ${options.link}`;
+      for (const promptTokens of options.lengths) {
+        const medians = await measureLength(promptTokens, decoder, model, options);
+        yield { promptTokens, setting, ...medians, rounds: options.rounds };
+      }
     } finally {
       await decoder.close();
     }
@@ -109,8 +109,8 @@ async function measureLength(
   decoder: OnnxDecoder,
   model: OnnxModel,
   { rounds, prefillChunkTokens }: TtftOptions,
-): Promise<TtftRow> {
-  const measured: Omit<TtftRow, 'promptTokens' | 'rounds'>[] = [];
+): Promise<Medians> {
+  const measured: Medians[] = [];
   // The first round warms up the memory of the runtime.
   for (let round = -1; round < rounds; round += 1) {
     const random = seededRandom(promptTokens * 1000 + round);
@@ -139,7 +139,6 @@ async function measureLength(
   }
   const middle = (key: keyof (typeof measured)[number]) => median(measured.map((each) => each[key]));
   return {
-    promptTokens,
     coldMs: middle('coldMs'),
     cachedMs: middle('cachedMs'),
     ratio: middle('ratio'),
@@ -147,7 +146,6 @@ async function measureLength(
     plainMs: middle('plainMs'),
     coldOverPlain: middle('coldOverPlain'),
     cachedTokens: middle('cachedTokens'),
-    rounds,
   };
 }
 

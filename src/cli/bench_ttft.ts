@@ -1,10 +1,9 @@
 import { writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { Command, Option } from 'commander';
-import type { TtftRow, TtftSetting } from '../bench/ttft.js';
-import { drawTtft } from '../bench/ttft_plot.js';
+import type { TtftRow } from '../bench/ttft.js';
+import { drawTtft, ttftTable } from '../bench/ttft_report.js';
 import { localError } from '../common/errors.js';
-import { formatBytes, formatCount } from '../common/units.js';
 import type { LinkName } from '../kvss/child_daemon.js';
 import type { DemoModelOptions } from '../runtimes/demo_model/options.js';
 import { DEMO_SIZE_NAMES } from '../runtimes/demo_model/options.js';
@@ -54,44 +53,21 @@ async function run(flags: TtftFlags): Promise<void> {
   const { measureTtft } = await loadBench();
   const { lengths, rounds, size, attention, dtype, chunk, threads, link } = flags;
   const rows: TtftRow[] = [];
-  let told = '';
   const progress = new Progress(() => `${rows.length} of ${lengths.length} lengths measured`);
-  const onSetting = ({ model, bytesPerToken, sharesState }: TtftSetting) => {
-    const past = sharesState ? 'in place' : 'by Concat';
-    told = `${model}, ${formatBytes(bytesPerToken)} a token, appends ${past}, ${threads} threads, over ${link}`;
-  };
   try {
     const options = {
       ...{ lengths, rounds, threads, link, prefillChunkTokens: chunk },
       model: flags.model ?? { size, attention, dtype, logitsToKeep: true, maxPositions: Math.max(8192, ...lengths) },
     };
-    for await (const row of measureTtft(options, onSetting)) {
+    for await (const row of measureTtft(options)) {
       rows.push(row);
       if (flags.json) console.log(JSON.stringify(row));
     }
   } finally {
     progress.stop();
   }
-  if (flags.svg !== undefined) writeFileSync(flags.svg, drawTtft(rows, told));
-  if (!flags.json) console.log(`${told}\n${ttftTable(rows)}`);
-}
-
-const ms = (value: number) => `${value.toFixed(value < 100 ? 1 : 0)} ms`;
-const percent = (share: number) => `${(100 * share).toFixed(2)} %`;
-
-function ttftTable(rows: readonly TtftRow[]): string {
-  return alignRows([
-    ['prompt tokens', 'cold', 'cached', 'ratio', 'no reuse costs', 'without a store', 'cold over that'],
-    ...rows.map((row) => [
-      formatCount(row.promptTokens),
-      ms(row.coldMs),
-      ms(row.cachedMs),
-      `${row.ratio.toFixed(1)} x`,
-      percent(row.noReuseOverhead),
-      ms(row.plainMs),
-      row.coldOverPlain.toFixed(3),
-    ]),
-  ]);
+  if (flags.svg !== undefined) writeFileSync(flags.svg, drawTtft(rows));
+  if (!flags.json) console.log(`${rows[0]?.setting}\n${alignRows(ttftTable(rows))}`);
 }
 
 /** ONNX Runtime is there only where somebody has installed it. */
