@@ -12,6 +12,7 @@ import {
   quantileText,
 } from '../bench/spine.js';
 import { drawSpine } from '../bench/spine_plot.js';
+import { messageOf } from '../common/errors.js';
 import { formatBytes, formatCount, parseBytes } from '../common/units.js';
 import type { LinkName } from '../kvss/child_daemon.js';
 import { checkPath, type PathInput, type TopologyInput } from '../wafer/topology.js';
