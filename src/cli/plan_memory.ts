@@ -11,7 +11,7 @@ import { BIN_WIDTH, STREAM_ALLOCATIONS, type SweepResult, sweepStreams, sweepTas
 import { drawSweep, MOST_CURVES } from '../plan/sweep_plot.js';
 import { checkWritable, readJson } from './files.js';
 import { bytesOption, integerListOption, integerOption } from './options.js';
-import { type AllocationFlags, allocationOf, allocationOptions, readModel } from './plan_model.js';
+import { type AllocationFlags, allocationOptions, readModel } from './plan_model.js';
 import { Progress } from './progress.js';
 import { alignRows, percent } from './table.js';
 
@@ -177,14 +177,10 @@ async function sweep(configs: readonly string[], flags: MemoryFlags): Promise<vo
     const count = boxes[index] as number;
     return { name: `${basename(config, '.json')} on ${count}`, model: readModel(config, flags), boxes: count };
   });
-  const { unit, padStreams = false } = allocationOf(flags, 1);
+  const { unit, padStreams = false } = flags;
   const results = await interruptible(
     (signal, onProgress) =>
-      sweepStreams(
-        cases,
-        { unit: unit ?? 'head', padStreams },
-        { ...(workers === undefined ? {} : { workers }), signal, onProgress },
-      ),
+      sweepStreams(cases, { unit, padStreams }, { ...(workers === undefined ? {} : { workers }), signal, onProgress }),
     sweepTasks(cases.length),
   );
   if (results === undefined) return;

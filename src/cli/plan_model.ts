@@ -119,14 +119,7 @@ export function readModel(
 /** How it lies on so many boxes, as the options say. */
 export function allocationOf(flags: AllocationFlags, boxes: number): AllocationInput {
   const { layersPerBox, streams, unit, padStreams, granule } = flags;
-  return {
-    boxes,
-    unit,
-    ...(layersPerBox === undefined ? {} : { layersPerBox }),
-    ...(streams === undefined ? {} : { streams }),
-    ...(padStreams === undefined ? {} : { padStreams }),
-    ...(granule === undefined ? {} : { granule }),
-  };
+  return { boxes, layersPerBox, streams, unit, padStreams, granule };
 }
 
 function model(path: string, flags: ModelFlags): void {

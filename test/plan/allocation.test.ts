@@ -6,6 +6,8 @@ import { modelOf, refusal, sum } from './fixtures.js';
 
 const bytes = (model: Parameters<typeof shardTable>[0], allocation: AllocationInput) =>
   shardTable(model, allocation).shards.map((shard) => shard.bytesPerToken);
+/** Two layers of 2 x 4 x 16 numbers. */
+const DRAFT = { num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 4, hidden_size: 64 };
 const four = (each: number) => Array(4).fill(each);
 
 test('heads go to domains in proportion to their WIO streams', () => {
@@ -68,13 +70,12 @@ test('padded streams all carry as much as the fullest one of their box', () => {
 });
 
 test('windows and drafts are parts of their own', () => {
-  const draft = { num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 4, hidden_size: 64 };
-  const model = modelOf('gpt_oss_120b', { dtype: 'bf16', draft });
+  const model = modelOf('gpt_oss_120b', { dtype: 'bf16', draft: DRAFT });
   const table = shardTable(model, { boxes: 4 });
   const parts = table.shards.map((shard) => shard.parts.map(({ bytesPerToken }) => bytesPerToken));
   // 36 layers: 9 a box, of which 4 or 5 slide, each of 8 heads of 256 bytes. A draft's 2 layers are on the first boxes.
-  expect(parts.slice(0, 4)).toEqual(Array(4).fill([8 * 256, 10 * 256, 128 / 2]));
-  expect(parts.slice(4, 8)).toEqual(Array(4).fill([10 * 256, 8 * 256, 128 / 2]));
+  expect(parts.slice(0, 4)).toEqual(Array(4).fill([8 * 256, 10 * 256, 256 / 4]));
+  expect(parts.slice(4, 8)).toEqual(Array(4).fill([10 * 256, 8 * 256, 256 / 4]));
   expect(parts[8]).toEqual([8 * 256, 10 * 256, 0]);
   expect(table.shards[0]?.parts.map(({ group, windowTokens }) => [group, windowTokens])).toEqual([
     ['full', undefined],
@@ -107,7 +108,7 @@ test('whatever the allocation is, every byte of a token is on one shard', () => 
   const models = [
     modelOf('llama_3_1_8b'),
     modelOf('deepseek_v3', { dtype: 'fp8' }),
-    modelOf('gpt_oss_120b', { dtype: 'bf16', draft: { ...(modelConfigSmall as object) } }),
+    modelOf('gpt_oss_120b', { dtype: 'bf16', draft: DRAFT }),
   ];
   const allocation = fc.record({
     boxes: fc.integer({ min: 1, max: 32 }),
@@ -151,8 +152,6 @@ test('whatever the allocation is, every byte of a token is on one shard', () => 
   });
   fc.assert(run, settings(300));
 });
-
-const modelConfigSmall = { num_hidden_layers: 3, num_attention_heads: 4, num_key_value_heads: 2, hidden_size: 64 };
 
 test.each<[what: RegExp, allocation: unknown]>([
   [/'boxes': 33 boxes for 32 layers/, { boxes: 33 }],
