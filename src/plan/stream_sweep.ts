@@ -147,7 +147,7 @@ function bytesOfDomains(
   streams: readonly number[],
   options: Parameters<typeof domainParts>[2],
 ): number[] {
-  const ofGroups = parts.map((part) => domainParts(part, streams, options));
+  const ofGroups = domainParts(parts, streams, options);
   return streams.map((_, domain) => ofGroups.reduce((sum, domains) => sum + (domains[domain]?.bytesPerToken ?? 0), 0));
 }
 

@@ -21,7 +21,7 @@ export function drawSweep(results: readonly SweepResult[], shape: string): strin
       { x: 8, y: 72, width: 1104, height: 480 },
       'Effective cache that is lost, mean of all allocations of that imbalance',
       { label: 'WIO streams that the fullest domain has above the mean, %', max: MOST_ABOVE_MEAN },
-      { label: '% of the effective cache', max: 100 },
+      { label: '% of the effective cache', max: 80 },
       [
         { name: 'whole numbers aside', color: LAW_COLOR, points: law },
         ...results.map(({ name, bins }, index) => ({
