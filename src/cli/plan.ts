@@ -1,5 +1,6 @@
 import { Command } from 'commander';
 import { planBandwidthCommand } from './plan_bandwidth.js';
+import { planMemoryCommand } from './plan_memory.js';
 import { planModelCommand } from './plan_model.js';
 
 /** `kvss plan`: what a box and a cluster need before anyone buys or boots them. */
@@ -7,5 +8,6 @@ export function planCommand(): Command {
   return new Command('plan')
     .description('sizes, bandwidth, memory and placement, before anything is bought or booted')
     .addCommand(planModelCommand())
-    .addCommand(planBandwidthCommand());
+    .addCommand(planBandwidthCommand())
+    .addCommand(planMemoryCommand());
 }

@@ -1,6 +1,7 @@
 import { Command, Option } from 'commander';
+import { DOMAINS_PER_BOX } from '../common/box.js';
 import { formatBitRate, formatByteRate, formatBytes, formatCount } from '../common/units.js';
-import { type AllocationInput, type ShardRow, UNITS } from '../plan/allocation.js';
+import { type AllocationInput, type ShardRow, type ShardTable, UNITS } from '../plan/allocation.js';
 import {
   assistedTokensPerSecond,
   type BandwidthPlan,
@@ -119,14 +120,7 @@ export function readModel(
 /** How it lies on so many boxes, as the options say. */
 export function allocationOf(flags: AllocationFlags, boxes: number): AllocationInput {
   const { layersPerBox, streams, unit, padStreams, granule } = flags;
-  return {
-    boxes,
-    unit,
-    ...(layersPerBox === undefined ? {} : { layersPerBox }),
-    ...(streams === undefined ? {} : { streams }),
-    ...(padStreams === undefined ? {} : { padStreams }),
-    ...(granule === undefined ? {} : { granule }),
-  };
+  return { boxes, layersPerBox, streams, unit, padStreams, granule };
 }
 
 function model(path: string, flags: ModelFlags): void {
@@ -147,6 +141,7 @@ function model(path: string, flags: ModelFlags): void {
 
 function report(plan: ModelPlan, flags: ModelFlags, throughput: Throughput | undefined): string {
   const { capacity, bandwidth } = plan;
+  const runs = runsOfBoxes(plan.table);
   return [
     ...plan.model.groups.map(
       ({ name, dtype, layers, bytesPerTokenPerLayer, bytesPerToken, windowTokens }) =>
@@ -154,26 +149,52 @@ function report(plan: ModelPlan, flags: ModelFlags, throughput: Throughput | und
         (windowTokens === undefined ? '' : `, within ${formatCount(windowTokens)} tokens`),
     ),
     '',
-    shardRows(plan),
+    shardRows(plan, runs),
     ...(capacity ? ['', capacityRows(capacity, plan)] : []),
-    ...(bandwidth && throughput ? ['', bandwidthRows(bandwidth, throughput), '', limits(bandwidth, flags)] : []),
+    ...(bandwidth && throughput ? ['', bandwidthRows(bandwidth, throughput, runs), '', limits(bandwidth, flags)] : []),
   ].join('\n');
 }
 
-function shardRows({ table, bandwidth }: ModelPlan): string {
+/** Boxes one after the other that are alike are one for people: a model may be on dozens of them. */
+interface BoxRun {
+  /** `box 0`, or `box 0..7`. */
+  readonly name: string;
+  readonly first: number;
+  readonly boxes: number;
+}
+
+function runsOfBoxes({ shards }: ShardTable): BoxRun[] {
+  const alike: { first: number; boxes: number; key: string }[] = [];
+  for (let box = 0; box < shards.length / DOMAINS_PER_BOX; box += 1) {
+    const own = shards.slice(box * DOMAINS_PER_BOX, (box + 1) * DOMAINS_PER_BOX);
+    const key = JSON.stringify(own.map((row) => [row.streams, row.bytesPerToken, row.paddingBytesPerToken]));
+    const last = alike.at(-1);
+    if (last?.key === key) last.boxes += 1;
+    else alike.push({ first: box, boxes: 1, key });
+  }
+  return alike.map(({ first, boxes }) => {
+    return { name: boxes === 1 ? `box ${first}` : `box ${first}..${first + boxes - 1}`, first, boxes };
+  });
+}
+
+function shardRows({ table, bandwidth }: ModelPlan, runs: readonly BoxRun[]): string {
   const rates = (flow: Flow | undefined) =>
     flow ? [formatByteRate(flow.evictBytesPerSecond), formatByteRate(flow.refillBytesPerSecond)] : [];
   const { shards } = table;
   return alignRows([
     ['shard', 'streams', 'layers', 'bytes a token', 'of it padding', ...(bandwidth ? ['evict', 'refill'] : [])],
-    ...shards.map((row, index) => [
-      `box ${row.box} domain ${row.domain}`,
-      String(row.streams),
-      layersOf(row),
-      formatCount(row.bytesPerToken),
-      formatCount(row.paddingBytesPerToken),
-      ...rates(bandwidth?.shards[index]),
-    ]),
+    ...runs.flatMap(({ name, first, boxes }) =>
+      shards
+        .filter(({ box }) => box === first)
+        .map((row) => [
+          `${name} domain ${row.domain}`,
+          String(row.streams),
+          `${layersOf(row)}${boxes === 1 ? '' : ' ...'}`,
+          formatCount(row.bytesPerToken),
+          formatCount(row.paddingBytesPerToken),
+          ...rates(bandwidth?.shards[first * DOMAINS_PER_BOX + row.domain]),
+        ]),
+    ),
     ['mean', '', '', formatCount(table.meanBytesPerToken), formatCount(table.paddingBytesPerToken / shards.length)],
     ['all', '', '', formatCount(table.bytesPerToken), formatCount(table.paddingBytesPerToken)],
   ]);
@@ -204,11 +225,17 @@ function capacityRows(capacity: Capacity, { fullestShard: { box, domain, bytesPe
         ? []
         : [['in proportion, where all windows have passed', ...tokens(beyondWindowsTokens)]]),
     ]),
-    `Equal shards hold ${percent(equalLoss)} less: box ${box} domain ${domain} is full first, with ${formatCount(bytesPerToken)} bytes a token.`,
+    equalLoss === 0
+      ? 'All shards are alike: nothing is lost where each has as much.'
+      : `Equal shards hold ${percent(equalLoss)} less: box ${box} domain ${domain} is full first, with ${formatCount(bytesPerToken)} bytes a token.`,
   ].join('\n');
 }
 
-function bandwidthRows({ boxes, nics, meanShardBytesPerSecond }: BandwidthPlan, throughput: Throughput): string {
+function bandwidthRows(
+  { boxes, nics, meanShardBytesPerSecond }: BandwidthPlan,
+  throughput: Throughput,
+  runs: readonly BoxRun[],
+): string {
   const { recomputeTokensPerSecond, speedup, generation } = throughput;
   const rates = (bytesPerSecond: number) => [formatByteRate(bytesPerSecond), formatBitRate(bytesPerSecond)];
   const row = (name: string, { evictBytesPerSecond, refillBytesPerSecond }: Flow) => [
@@ -221,20 +248,21 @@ function bandwidthRows({ boxes, nics, meanShardBytesPerSecond }: BandwidthPlan, 
     `bandwidth: refill ${factors} = ${formatCount(assistedTokensPerSecond(throughput))} tokens/s, evict without the ${speedup}`,
     alignRows([
       ['', 'evict', '', 'refill', ''],
-      ...boxes.map((flow, box) => row(`box ${box}`, flow)),
-      ...nics.map((flow) => row(nicName(flow), flow)),
+      ...runs.map(({ name, first }) => row(name, boxes[first] as Flow)),
+      ...runs.flatMap(({ name, first }) =>
+        nics.filter(({ box }) => box === first).map((flow) => row(`${name} ${nicName(flow)}`, flow)),
+      ),
       ['mean shard (equation 0.1)', '', '', ...rates(meanShardBytesPerSecond)],
     ]),
   ].join('\n');
 }
 
-function nicName({ box, nic, domains }: NicFlow): string {
-  const plural = domains.length === 1 ? '' : 's';
-  return `box ${box} NIC ${nic} (domain${plural} ${domains.join(', ')})`;
+function nicName({ nic, domains }: NicFlow): string {
+  return `NIC ${nic} (domain${domains.length === 1 ? '' : 's'} ${domains.join(', ')})`;
 }
 
 function limits({ fullestNic, attainableSpeedup }: BandwidthPlan, { nicGbps, speedup }: ModelFlags): string {
-  const fullest = `${nicName(fullestNic)} carries most: ${formatBitRate(fullestNic.refillBytesPerSecond)}`;
+  const fullest = `box ${fullestNic.box} ${nicName(fullestNic)} carries most: ${formatBitRate(fullestNic.refillBytesPerSecond)}`;
   if (nicGbps === undefined || attainableSpeedup === undefined) return `Limit: ${fullest}.`;
   const attainable = `cached tokens come back ${attainableSpeedup.toFixed(1)} times as fast as computed at most`;
   const enough = attainableSpeedup >= speedup ? 'which is enough' : `and ${speedup} are wanted`;

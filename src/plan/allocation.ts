@@ -96,7 +96,7 @@ export function shardTable(description: ModelDescription, input: AllocationInput
   const allocation = parseAllocation(input);
   const streams = streamsOfBoxes(allocation);
   const shards = boxParts(description, allocation).flatMap((parts, box) => {
-    const ofGroups = parts.map((part) => domainParts(part, streams[box] as number[], allocation));
+    const ofGroups = domainParts(parts, streams[box] as number[], allocation);
     return (streams[box] as number[]).map((count, domain): ShardRow => {
       const held = ofGroups.map((domains) => domains[domain] as DomainPart);
       return { box, domain, streams: count, parts: held, ...bytesOf(held) };
@@ -136,29 +136,42 @@ export function boxParts(
   return Array.from({ length: boxes }, (_, box) => parts.map((ofGroup) => ofGroup[box] as BoxPart));
 }
 
-/** What each domain of a box holds of a part, for so many WIO streams of each domain. */
+/**
+ * What each domain of a box holds, for so many WIO streams of each domain: a list of domains for each part of the box. Units that do not
+ * divide evenly go where the parts before have left most room.
+ */
 export function domainParts(
-  { group, layers }: BoxPart,
+  parts: readonly BoxPart[],
   streams: readonly number[],
   { unit, padStreams, granule = 1 }: Pick<Allocation, 'unit' | 'padStreams' | 'granule'>,
-): DomainPart[] {
-  const unitsPerLayer = unitsPerLayerOf(group, unit);
-  const unitBytes = group.bytesPerTokenPerLayer / unitsPerLayer;
-  const units = layers.length * unitsPerLayer;
-  const reserved = padStreams
-    ? streams.map((count) => count * Math.ceil(units / sum(streams)))
-    : apportion(units, streams);
-  const window = group.windowTokens === undefined ? {} : { windowTokens: group.windowTokens };
-  let first = 0;
-  return reserved.map((room) => {
-    // Streams are filled in order: where they are padded the last ones may hold nothing.
-    const end = Math.min(first + room, units);
-    const layerAt = (index: number) => layers[Math.floor(index / unitsPerLayer)] as number;
-    const held = end > first ? { layers: [layerAt(first), layerAt(end - 1)] as const } : {};
-    const stateBytes = (end - first) * unitBytes;
-    const bytesPerToken = roundUpTo(room * unitBytes, granule);
-    first = end;
-    return { group: group.name, ...window, ...held, bytesPerToken, paddingBytesPerToken: bytesPerToken - stateBytes };
+): DomainPart[][] {
+  const allStreams = sum(streams);
+  const taken = streams.map(() => 0);
+  let bytesSoFar = 0;
+  return parts.map(({ group, layers }) => {
+    const unitsPerLayer = unitsPerLayerOf(group, unit);
+    const unitBytes = group.bytesPerTokenPerLayer / unitsPerLayer;
+    const units = layers.length * unitsPerLayer;
+    bytesSoFar += units * unitBytes;
+    const lacking = streams.map((count, domain) =>
+      Math.max(0, (bytesSoFar * count) / allStreams - (taken[domain] as number)),
+    );
+    const reserved = padStreams
+      ? streams.map((count) => count * Math.ceil(units / allStreams))
+      : apportion(units, units === 0 ? streams : lacking);
+    for (const [domain, room] of reserved.entries()) taken[domain] = (taken[domain] as number) + room * unitBytes;
+    const window = group.windowTokens === undefined ? {} : { windowTokens: group.windowTokens };
+    let first = 0;
+    return reserved.map((room): DomainPart => {
+      // Streams are filled in order: where they are padded the last ones may hold nothing.
+      const end = Math.min(first + room, units);
+      const layerAt = (index: number) => layers[Math.floor(index / unitsPerLayer)] as number;
+      const held = end > first ? { layers: [layerAt(first), layerAt(end - 1)] as const } : {};
+      const stateBytes = (end - first) * unitBytes;
+      const bytesPerToken = roundUpTo(room * unitBytes, granule);
+      first = end;
+      return { group: group.name, ...window, ...held, bytesPerToken, paddingBytesPerToken: bytesPerToken - stateBytes };
+    });
   });
 }
 

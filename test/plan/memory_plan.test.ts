@@ -20,16 +20,7 @@ import {
 } from '../../src/plan/memory_plan.js';
 import { effectiveTokens, proportionalTokens } from '../../src/plan/split.js';
 import { settings } from '../model/property_settings.js';
-
-const sum = (numbers: readonly number[]) => numbers.reduce((total, each) => total + each, 0);
-const codeOf = (act: () => unknown) => {
-  try {
-    act();
-  } catch (thrown) {
-    if (thrown instanceof KvssError) return `${thrown.code} ${thrown.message}`;
-  }
-  throw new Error('was not refused');
-};
+import { refusal, sum } from './fixtures.js';
 
 const RULES: PlanRules = { boxes: 8, incrementBytes: 10, floorBytes: 10, firstGrantShare: 0.5 };
 const node = (name: string, memoryBytes: number): MemoryNode => ({ name, memoryBytes });
@@ -90,26 +81,26 @@ describe('one node', () => {
 
   test('what makes no sense is refused by its key', () => {
     const plan = admit(empty, job('a', 5, [1]));
-    expect(codeOf(() => admit(plan, job('a', 1, [1])))).toMatch(/KVSS_BAD_INPUT job 'a': 'name'/);
-    expect(codeOf(() => admit(plan, job('b', 4, [1])))).toMatch(/job 'b': 'boxes': 4, and 3 of the 8 .* are free/);
-    expect(codeOf(() => admit(plan, job('b', 0, [1])))).toMatch(/job 'b': 'boxes': 0/);
-    expect(codeOf(() => admit(plan, job('b', 1, [0])))).toMatch(/job 'b': 'bytesPerToken': 0/);
-    expect(codeOf(() => admit(plan, job('b', 1, [])))).toMatch(/job 'b': 'bytesPerToken'/);
-    expect(codeOf(() => admit(plan, job('b', 1, [1], 1)))).toMatch(/job 'b': 'nodes': there is no node 1/);
-    for (const act of [grow, shrink]) expect(codeOf(() => act(plan, 'x', 1))).toMatch(/there is no job 'x'/);
-    expect(codeOf(() => remove(plan, 'x'))).toMatch(/there is no job 'x'/);
-    expect(codeOf(() => emptyPlan([], RULES))).toMatch(/'nodes'/);
-    expect(codeOf(() => emptyPlan([node('a', -1)], RULES))).toMatch(/'nodes.a': -1/);
-    expect(codeOf(() => emptyPlan([node('a', 1)], { ...RULES, boxes: 0 }))).toMatch(/'boxes'/);
-    expect(codeOf(() => emptyPlan([node('a', 1)], { ...RULES, floorBytes: 15 }))).toMatch(/'floor': 15/);
-    expect(codeOf(() => emptyPlan([node('a', 1)], { ...RULES, incrementBytes: 0 }))).toMatch(/'increment'/);
-    expect(codeOf(() => emptyPlan([node('a', 1)], { ...RULES, firstGrantShare: 2 }))).toMatch(/'firstGrant'/);
+    expect(refusal(() => admit(plan, job('a', 1, [1])))).toMatch(/KVSS_BAD_INPUT job 'a': 'name'/);
+    expect(refusal(() => admit(plan, job('b', 4, [1])))).toMatch(/job 'b': 'boxes': 4, and 3 of the 8 .* are free/);
+    expect(refusal(() => admit(plan, job('b', 0, [1])))).toMatch(/job 'b': 'boxes': 0/);
+    expect(refusal(() => admit(plan, job('b', 1, [0])))).toMatch(/job 'b': 'bytesPerToken': 0/);
+    expect(refusal(() => admit(plan, job('b', 1, [])))).toMatch(/job 'b': 'bytesPerToken'/);
+    expect(refusal(() => admit(plan, job('b', 1, [1], 1)))).toMatch(/job 'b': 'nodes': there is no node 1/);
+    for (const act of [grow, shrink]) expect(refusal(() => act(plan, 'x', 1))).toMatch(/there is no job 'x'/);
+    expect(refusal(() => remove(plan, 'x'))).toMatch(/there is no job 'x'/);
+    expect(refusal(() => emptyPlan([], RULES))).toMatch(/'nodes'/);
+    expect(refusal(() => emptyPlan([node('a', -1)], RULES))).toMatch(/'nodes.a': -1/);
+    expect(refusal(() => emptyPlan([node('a', 1)], { ...RULES, boxes: 0 }))).toMatch(/'boxes'/);
+    expect(refusal(() => emptyPlan([node('a', 1)], { ...RULES, floorBytes: 15 }))).toMatch(/'floor': 15/);
+    expect(refusal(() => emptyPlan([node('a', 1)], { ...RULES, incrementBytes: 0 }))).toMatch(/'increment'/);
+    expect(refusal(() => emptyPlan([node('a', 1)], { ...RULES, firstGrantShare: 2 }))).toMatch(/'firstGrant'/);
   });
 
   test('a job whose floors do not fit is turned away, and the others keep what they have', () => {
     const small = emptyPlan([node('a', 50)], RULES);
     const full = grow(admit(small, job('a', 1, [1, 1, 1])), 'a', 99);
-    expect(codeOf(() => admit(full, job('b', 1, [1, 1, 1])))).toMatch(/KVSS_NO_MEMORY job 'b': .* 60 B on node 'a'/);
+    expect(refusal(() => admit(full, job('b', 1, [1, 1, 1])))).toMatch(/KVSS_NO_MEMORY job 'b': .* 60 B on node 'a'/);
     expect(grantsOf(admit(full, job('b', 1, [1, 1])), 'b')).toEqual([10, 10]);
   });
 });
