@@ -14,6 +14,9 @@ export const TINY = {
   maxPositions: 4096,
 } as const satisfies DemoModelOptions;
 
+/** Threads of ONNX Runtime spin while they wait, and others share the machine. */
+export const SESSION_OPTIONS = { intraOpNumThreads: 1 };
+
 /** A model as OnnxDecoder.create wants it. */
 export interface TinyModel {
   readonly model: string;
