@@ -60,7 +60,7 @@ const objectSchema = z.looseObject({});
 type Config = z.output<typeof objectSchema>;
 
 /** Where a multimodal config keeps the one of its language model. */
-const NESTED_KEYS = ['text_config', 'llm_config', 'language_config'] as const;
+export const NESTED_KEYS = ['text_config', 'llm_config', 'language_config'] as const;
 
 /**
  * What the classes of `transformers` take for a key that a config leaves out, for families whose published configs do

@@ -1,5 +1,9 @@
 import { readFile } from 'node:fs/promises';
-import { type DemoModelOptions, generateDemoModel } from '../../src/runtimes/demo_model/generate.js';
+import {
+  type DemoModelFiles,
+  type DemoModelOptions,
+  generateDemoModel,
+} from '../../src/runtimes/demo_model/generate.js';
 import type { Scratch } from '../e2e/support.js';
 
 /** A decoder that takes no time: what is tested of it does not hang on its size. */
@@ -14,6 +18,9 @@ export const TINY = {
   maxPositions: 4096,
 } as const satisfies DemoModelOptions;
 
+/** Threads of ONNX Runtime spin while they wait, and others share the machine. */
+export const SESSION_OPTIONS = { intraOpNumThreads: 1 };
+
 /** A model as OnnxDecoder.create wants it. */
 export interface TinyModel {
   readonly model: string;
@@ -24,13 +31,23 @@ export interface TinyModel {
 export class TinyModels {
   constructor(private readonly scratch: Scratch) {}
 
-  async make(options: DemoModelOptions = {}): Promise<TinyModel & { readonly draft: TinyModel | undefined }> {
-    const name = JSON.stringify(options).replaceAll(/\W+/g, '_');
-    const files = await generateDemoModel(this.scratch.file(`model${name}`), { ...TINY, ...options });
-    const read = async ({ model, config }: { model: string; config: string }): Promise<TinyModel> => ({
-      model,
-      config: JSON.parse(await readFile(config, 'utf8')),
-    });
-    return { ...(await read(files)), draft: files.draft && (await read(files.draft)) };
+  async make(options: DemoModelOptions = {}): Promise<TinyModel> {
+    return read(await this.#filesOf(options));
   }
+
+  /** A model and one that it agrees with often. */
+  async makeWithDraft(options: DemoModelOptions = {}): Promise<{ target: TinyModel; draft: TinyModel }> {
+    const files = await this.#filesOf({ layers: 4, ...options, draft: true });
+    if (!files.draft) throw new Error('there is no draft');
+    return { target: await read(files), draft: await read(files.draft) };
+  }
+
+  #filesOf(options: DemoModelOptions): Promise<DemoModelFiles> {
+    const name = JSON.stringify(options).replaceAll(/\W+/g, '_');
+    return generateDemoModel(this.scratch.file(`model${name}`), { ...TINY, ...options });
+  }
+}
+
+async function read({ model, config }: DemoModelFiles): Promise<TinyModel> {
+  return { model, config: JSON.parse(await readFile(config, 'utf8')) };
 }

@@ -1,5 +1,6 @@
 import { localError } from '../../common/errors.js';
 import type { MissCause } from '../../swdriver/accounting/miss_cause.js';
+import { checkKeys } from '../../swdriver/driver_options.js';
 import type { MatchOptions } from '../../swdriver/sequence.js';
 import type { OnnxSequence } from './onnx_sequence.js';
 import { greedy, type Sampler } from './sampling.js';
@@ -10,7 +11,7 @@ export interface GenerateOptions extends MatchOptions {
   isolationId: string;
   /** Weights on top of the model's; see OnnxDecoder.openSequence. */
   adapter?: string;
-  /** Most tokens to generate. 256 if left out. */
+  /** Most tokens to generate, 1 at least. 256 if left out. The end of the model's context ends it before. */
   maxTokens?: number;
   /** Tokens that end the generation; the one that does is the last that comes. */
   stopTokens?: readonly number[];
@@ -24,6 +25,28 @@ export interface GenerateOptions extends MatchOptions {
 
 const MAX_TOKENS = 256;
 const PROPOSE_TOKENS = 4;
+const OPTIONS: Readonly<Record<keyof GenerateOptions, true>> = {
+  isolationId: true,
+  adapter: true,
+  maxTokens: true,
+  stopTokens: true,
+  sample: true,
+  proposeTokens: true,
+  signal: true,
+  spans: true,
+  storeUpTo: true,
+  protectTokens: true,
+};
+
+/** Throws KVSS_BAD_INPUT with the name of an option that makes no sense or does not exist. */
+export function checkGenerateOptions(options: GenerateOptions): void {
+  checkKeys(options, OPTIONS, 'generate');
+  const { maxTokens = MAX_TOKENS, proposeTokens = PROPOSE_TOKENS } = options;
+  if (!(maxTokens >= 1)) throw localError('KVSS_BAD_INPUT', `maxTokens: ${maxTokens} is no number of tokens above 0`);
+  if (!(Number.isInteger(proposeTokens) && proposeTokens >= 0)) {
+    throw localError('KVSS_BAD_INPUT', `proposeTokens: ${proposeTokens} is no number of tokens`);
+  }
+}
 
 /**
  * Tokens as they are generated, for `for await`, once. The sequence behind it ends with the iteration, also where that breaks
@@ -85,9 +108,9 @@ export class Generation implements AsyncIterable<number> {
     this.missed = missed;
     let token = sample(logits);
     yield token;
-    for (;;) {
+    while (sequence.room > 0) {
       // The last token of a round is the target's own.
-      const wanted = Math.min(proposeTokens, maxTokens - this.outputTokens - 1);
+      const wanted = Math.min(proposeTokens, maxTokens - this.outputTokens - 1, sequence.room - 1);
       if (!this.speculates || wanted < 1) {
         token = sample(await sequence.decode(token));
         yield token;

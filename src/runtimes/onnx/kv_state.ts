@@ -156,8 +156,3 @@ export class KvState {
       : new Tensor('float16', new Uint16Array(buffer as ArrayBuffer, byteOffset, numbers), dims);
   }
 }
-
-/** Bytes that a token takes in all planes of a graph. */
-export function bytesPerTokenOf({ planes }: Pick<DecoderGraph, 'planes'>): number {
-  return planes.reduce((sum, { heads, rowBytes }) => sum + heads * rowBytes, 0);
-}

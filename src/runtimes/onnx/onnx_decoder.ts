@@ -1,13 +1,15 @@
 import { InferenceSession } from 'onnxruntime-node';
+import { z } from 'zod';
 import { localError, messageOf } from '../../common/errors.js';
 import { connectorFor } from '../../links/connect.js';
 import { shardCountOf } from '../../links/shard_count.js';
 import { checkKeys } from '../../swdriver/driver_options.js';
+import { NESTED_KEYS } from '../../swdriver/hf_config.js';
 import { DEFAULT_COLUMN_TOKENS } from '../../swdriver/model.js';
 import { describeModel } from '../../swdriver/model_config.js';
 import { SwDriver, type SwDriverOptions } from '../../swdriver/sw_driver.js';
 import type { DecoderGraph } from './decoder_graph.js';
-import { type GenerateOptions, Generation } from './generation.js';
+import { checkGenerateOptions, type GenerateOptions, Generation } from './generation.js';
 import { OnnxModel } from './onnx_model.js';
 import { type CachedModel, OnnxSequence, type SequenceHost } from './onnx_sequence.js';
 import { checkShards, type DecoderLayers, PieceLayout } from './piece_layout.js';
@@ -49,13 +51,22 @@ export interface OnnxDecoderOptions extends OnnxModelOptions {
   draft?: OnnxModelOptions;
   /** Options of the driver. With `resume` the decoder finds what an earlier process with the same key has left. */
   driver?: OnnxDriverOptions;
-  /** Shares of the model for the shards of a stripe, in their order. Equal if left out, and as many as the daemons have. */
+  /**
+   * Shares of the model for the shards of a stripe, in their order. Equal if left out, and as many as the daemons say; needed
+   * for a `lazy` start, where they may not be there.
+   */
   shares?: readonly number[];
   /** Tokens that are computed in one run of a prefill; a multiple of the column's. 512 if left out. */
   prefillChunkTokens?: number;
 }
 
-const MODEL_OPTIONS = { model: true, revision: true, config: true, sessionOptions: true, sharesState: true } as const;
+const MODEL_OPTIONS: Readonly<Record<keyof OnnxModelOptions, true>> = {
+  model: true,
+  revision: true,
+  config: true,
+  sessionOptions: true,
+  sharesState: true,
+};
 const OPTIONS: Readonly<Record<keyof OnnxDecoderOptions, true>> = {
   ...MODEL_OPTIONS,
   id: true,
@@ -66,9 +77,13 @@ const OPTIONS: Readonly<Record<keyof OnnxDecoderOptions, true>> = {
   prefillChunkTokens: true,
 };
 
+/** What the decoder decides itself. */
+const NOT_OF_DRIVER = ['daemons', 'model', 'memory', 'carrier'] as const;
+
 /** How the bytes of a piece lie: heads of keys and values, each [columnTokens, dim]; see PieceLayout. */
 const LAYOUT = 'onnx/heads-tokens-dim/1';
 const PREFILL_CHUNK_TOKENS = 512;
+const objectSchema = z.looseObject({});
 const CONNECT_DEADLINE_MS = 5_000;
 
 /** A session, and whether it is ours to release. */
@@ -90,6 +105,7 @@ interface LoadedModel {
  */
 export class OnnxDecoder implements AsyncDisposable {
   readonly #sequences = new Set<OnnxSequence>();
+  #closed: Promise<void> | undefined;
 
   private constructor(
     /** The driver: its report, its figures, its policies. */
@@ -103,21 +119,14 @@ export class OnnxDecoder implements AsyncDisposable {
    * graph or its config.json, and as SwDriver.connect does.
    */
   static async create(options: OnnxDecoderOptions): Promise<OnnxDecoder> {
-    checkKeys(options, OPTIONS, 'options');
-    if (options.draft) checkKeys(options.draft, MODEL_OPTIONS as never, 'options.draft');
+    checkOptions(options);
     const { daemons, id, driver: driverOptions = {}, prefillChunkTokens = PREFILL_CHUNK_TOKENS } = options;
     const columnTokens = DEFAULT_COLUMN_TOKENS;
-    if (!(prefillChunkTokens > 0 && prefillChunkTokens % columnTokens === 0)) {
-      throw localError(
-        'KVSS_BAD_INPUT',
-        `prefillChunkTokens: ${prefillChunkTokens} is no multiple of the ${columnTokens} tokens of a column`,
-      );
-    }
     const models: LoadedModel[] = [];
     try {
-      const target = await load(options, 'model');
+      const target = await load(options);
       models.push(target);
-      const draft = options.draft && (await load(options.draft, 'draft'));
+      const draft = options.draft && (await load(options.draft));
       if (draft) models.push(draft);
       checkDraft(target, draft);
       const shares = options.shares ?? (await equalShares(daemons, driverOptions));
@@ -143,9 +152,9 @@ export class OnnxDecoder implements AsyncDisposable {
         daemons,
         model: {
           id,
-          revision: models.map(({ revision }) => revision).join('+'),
+          revision: revisionOf(models),
           dtype: models.map(({ model }) => model.graph.dtype).join('+'),
-          layout: LAYOUT,
+          layout: layoutOf(models),
           groups: layouts.map(({ group }) => group),
           columnTokens,
         },
@@ -184,6 +193,7 @@ export class OnnxDecoder implements AsyncDisposable {
    * KVSS_BAD_INPUT without an isolationId, and KVSS_CLOSED after close().
    */
   openSequence(owner: { isolationId: string; adapter?: string }): OnnxSequence {
+    if (this.#closed) throw localError('KVSS_CLOSED', 'the decoder has been closed');
     const sequence = new OnnxSequence(this.host, this.driver.openSequence(owner), (closed) =>
       this.#sequences.delete(closed),
     );
@@ -193,9 +203,10 @@ export class OnnxDecoder implements AsyncDisposable {
 
   /**
    * Computes a prompt and then token after token: iterate over what it answers. With a draft it speculates. See Generation for
-   * what else it says.
+   * what else it says. Throws KVSS_BAD_INPUT for options that make no sense; what is wrong with the prompt iterating says.
    */
   generate(prompt: Uint32Array, options: GenerateOptions): Generation {
+    checkGenerateOptions(options);
     const { isolationId, adapter } = options;
     return new Generation(
       () => this.openSequence({ isolationId, ...(adapter === undefined ? {} : { adapter }) }),
@@ -206,13 +217,20 @@ export class OnnxDecoder implements AsyncDisposable {
   }
 
   /**
-   * Ends all sequences, stores what is full, and releases what `create` loaded. `park`: leaves the columns for the next process with the
-   * same `resume.key`; see SwDriver.close.
+   * Ends all sequences, stores what is full, and releases what `create` loaded. Generations that go on reject with KVSS_CLOSED.
+   * `park`: leaves the columns for the next process with the same `resume.key`; see SwDriver.close.
    */
-  async close(options: { park?: boolean } = {}): Promise<void> {
-    await Promise.all([...this.#sequences].map((sequence) => sequence.close()));
+  close(options: { park?: boolean } = {}): Promise<void> {
+    this.#closed ??= this.#close(options);
+    return this.#closed;
+  }
+
+  async #close(options: { park?: boolean }): Promise<void> {
+    const ended = await Promise.allSettled([...this.#sequences].map((sequence) => sequence.close()));
     await this.driver.close(options);
     await Promise.all(this.models.map((model) => model.release()));
+    const failed = ended.find((outcome) => outcome.status === 'rejected');
+    if (failed) throw failed.reason;
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -220,15 +238,62 @@ export class OnnxDecoder implements AsyncDisposable {
   }
 }
 
-async function load(options: OnnxModelOptions, name: string): Promise<LoadedModel> {
-  const { model: given, config, sharesState } = options;
-  const path = typeof given === 'string' ? given : undefined;
-  if (path === undefined && !options.revision) {
-    throw localError(
-      'KVSS_BAD_INPUT',
-      `${name}.revision: a session does not say which weights it has: give a revision`,
+/** Throws KVSS_BAD_INPUT for options that make no sense, with the name of the key. */
+function checkOptions(options: OnnxDecoderOptions): void {
+  const bad = (message: string) => localError('KVSS_BAD_INPUT', message);
+  checkKeys(options, OPTIONS, 'options');
+  const { daemons, id, driver, shares, prefillChunkTokens = PREFILL_CHUNK_TOKENS } = options;
+  if (typeof id !== 'string' || id === '') throw bad('id: a name of the model is needed');
+  if (!Array.isArray(daemons) || daemons.length === 0) throw bad('daemons: a list of addresses is needed');
+  checkModel(options, 'options', '');
+  if (options.draft !== undefined) {
+    checkKeys(options.draft, MODEL_OPTIONS, 'options.draft');
+    checkModel(options.draft, 'options.draft', 'draft.');
+  }
+  const given = NOT_OF_DRIVER.find((key) => Reflect.has(driver ?? {}, key));
+  if (given) throw bad(`driver.${given}: the decoder decides it itself`);
+  if (shares !== undefined && !(Array.isArray(shares) && shares.length > 0 && shares.every((share) => share > 0))) {
+    throw bad('shares: a list of numbers above 0 is needed, one for each shard');
+  }
+  if (!(prefillChunkTokens > 0 && prefillChunkTokens % DEFAULT_COLUMN_TOKENS === 0)) {
+    throw bad(
+      `prefillChunkTokens: ${prefillChunkTokens} is no multiple of the ${DEFAULT_COLUMN_TOKENS} tokens of a column`,
     );
   }
+}
+
+function checkModel({ model, revision, sessionOptions }: OnnxModelOptions, source: string, prefix: string): void {
+  const bad = (key: string, message: string) => localError('KVSS_BAD_INPUT', `${prefix}${key}: ${message}`);
+  if (typeof model !== 'string' && !Array.isArray(model?.inputMetadata)) {
+    throw bad('model', `the path of an ONNX file or an InferenceSession is needed in ${source}`);
+  }
+  if (revision !== undefined && (typeof revision !== 'string' || revision === '')) {
+    throw bad('revision', 'must not be empty');
+  }
+  if (revision !== undefined) return;
+  if (typeof model !== 'string') {
+    throw bad('revision', 'a session does not say which weights it has: give a revision');
+  }
+  if (sessionOptions?.externalData) {
+    throw bad('revision', 'with weights in sessionOptions.externalData the files do not say it: give a revision');
+  }
+}
+
+/** Of target and draft: no other two make the same. */
+function revisionOf(models: readonly LoadedModel[]): string {
+  const [revision = '', ...more] = models.map(({ revision }) => revision);
+  return more.length === 0 ? revision : JSON.stringify([revision, ...more]);
+}
+
+/** Which layers a group has is said by the config.json alone: with another one the same bytes are others' state. */
+function layoutOf(models: readonly LoadedModel[]): string {
+  const groups = models.map(({ layers }) => layers.map(({ name, layers }) => `${name}:${layers}`).join(';'));
+  return [LAYOUT, ...groups].join(' ');
+}
+
+async function load(options: OnnxModelOptions): Promise<LoadedModel> {
+  const { model: given, config, sharesState } = options;
+  const path = typeof given === 'string' ? given : undefined;
   const revision = options.revision ?? (await revisionOfFile(path as string));
   const session = typeof given === 'string' ? await openSession(given, options.sessionOptions) : given;
   const release = async () => (path === undefined ? undefined : session.release());
@@ -279,9 +344,11 @@ function layersOf(graph: DecoderGraph, config: unknown): DecoderLayers[] {
   }
 }
 
+/** Of the language model, where the config is that of a multimodal one. */
 function contextOf(config: unknown): number {
-  const most =
-    typeof config === 'object' && config !== null ? Reflect.get(config, 'max_position_embeddings') : undefined;
+  const outer = objectSchema.safeParse(config).data ?? {};
+  const inner = NESTED_KEYS.map((key) => objectSchema.safeParse(outer[key]).data).find((nested) => nested);
+  const most = (inner ?? outer).max_position_embeddings;
   return typeof most === 'number' && most > 0 ? most : Number.POSITIVE_INFINITY;
 }
 
@@ -309,6 +376,16 @@ async function equalShares(daemons: readonly string[], options: OnnxDriverOption
   const deadlineMs = options.connectDeadlineMs ?? CONNECT_DEADLINE_MS;
   // Daemons that hold columns of their own are alike.
   const asked = striping === 'within' ? daemons.slice(0, 1) : daemons;
-  const counts = await Promise.all(asked.map((address) => shardCountOf(connector, address, deadlineMs)));
+  const counts = await Promise.all(asked.map((address) => shardCountOf(connector, address, deadlineMs))).catch(
+    (thrown) => {
+      if (!options.lazy) throw thrown;
+      const why = messageOf(thrown);
+      throw localError(
+        'KVSS_BAD_INPUT',
+        `shares: no daemon says how many shards it has, so lazy needs them: ${why}`,
+        thrown,
+      );
+    },
+  );
   return new Array(counts.reduce((sum, count) => sum + count, 0)).fill(1);
 }

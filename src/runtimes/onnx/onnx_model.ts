@@ -90,11 +90,12 @@ export class OnnxModel {
   }
 
   /** Throws KVSS_BAD_INPUT for tokens that the model has not got. */
-  checkTokens(tokens: Uint32Array): void {
+  checkTokens(tokens: Uint32Array | readonly number[]): void {
     const { vocabularySize } = this.graph;
-    const wrong = tokens.find((token) => token >= vocabularySize);
+    const isToken = (token: number) => Number.isInteger(token) && token >= 0 && token < vocabularySize;
+    const wrong = tokens.find((token) => !isToken(token));
     if (wrong === undefined) return;
-    throw localError('KVSS_BAD_INPUT', `token ${wrong} is outside of the model's vocabulary of ${vocabularySize}`);
+    throw localError('KVSS_BAD_INPUT', `token ${wrong} is not in the model's vocabulary of ${vocabularySize}`);
   }
 
   async #run(
@@ -113,8 +114,9 @@ export class OnnxModel {
     await this.session.run({ ...past, ...this.#indexFeeds(state.length, tokens, rows) }, fetches, options);
     state.commit(length);
     if (!logits) return NO_LOGITS;
-    // The memory of the logits is used again by the next run, of whatever sequence.
-    const all = logits.data as Float32Array | Uint16Array;
+    // The memory of the logits is used again by the next run, of whatever sequence. `logits.data` has other numbers of 16 bits
+    // where the engine has a Float16Array.
+    const all = this.#logits.subarray(0, rows * vocabularySize);
     const kept = wanted === 'all' ? all : all.subarray((rows - 1) * vocabularySize);
     return logitsType === 'float32' ? (kept as Float32Array).slice() : fromFloat16Array(kept as Uint16Array);
   }

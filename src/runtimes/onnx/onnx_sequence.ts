@@ -102,6 +102,11 @@ export class OnnxSequence {
     return this.#target.state.length;
   }
 
+  /** Tokens that the model's context still takes; infinite where nothing says how long it is. */
+  get room(): number {
+    return this.host.contextTokens - this.length;
+  }
+
   /**
    * Begins with a prompt, in place of whatever was before: takes what is cached, computes the rest in chunks, and begins to
    * store it. Rejects with KVSS_BAD_INPUT for an empty prompt, one that is longer than the model's context, or a token that it has
@@ -110,22 +115,25 @@ export class OnnxSequence {
   prefill(prompt: Uint32Array, options: PrefillOptions = {}): Promise<Prefill> {
     return this.#alone(async () => {
       const { signal, ...matchOptions } = options;
-      if (prompt.length === 0) throw localError('KVSS_BAD_INPUT', 'prompt: at least one token is needed');
+      if (!(prompt instanceof Uint32Array) || prompt.length === 0) {
+        throw localError('KVSS_BAD_INPUT', 'prompt: a Uint32Array of at least one token is needed');
+      }
       this.#checkRoom(prompt.length);
       this.#target.model.checkTokens(prompt);
+      const tokens = prompt.slice();
       signal?.throwIfAborted();
       // Evicts of an earlier prompt end by their deadline.
       while (this.#storing) await this.#storing;
-      const hit = this.sequence.match(prompt, matchOptions);
+      const hit = this.sequence.match(tokens, matchOptions);
       this.#ready = false;
-      this.#tokens = prompt.slice();
-      this.#count = prompt.length;
+      this.#tokens = tokens;
+      this.#count = tokens.length;
       this.#askedColumns = 0;
-      const cachedTokens = await this.#refill(hit, prompt.length - 1).finally(() => hit.release());
-      const logits = await this.#compute(this.#target, prompt.length, 'last', signal);
+      const cachedTokens = await this.#refill(hit, tokens.length - 1).finally(() => hit.release());
+      const logits = await this.#compute(this.#target, tokens.length, 'last', signal);
       this.#ready = true;
       this.#storeSoon();
-      return { logits, promptTokens: prompt.length, cachedTokens, missed: hit.missed };
+      return { logits, promptTokens: tokens.length, cachedTokens, missed: hit.missed };
     });
   }
 
@@ -134,9 +142,9 @@ export class OnnxSequence {
     return this.#alone(async () => {
       this.#checkReady();
       const { state, model } = this.#target;
-      const tokens = Uint32Array.of(token);
       this.#checkRoom(state.length + 1);
-      model.checkTokens(tokens);
+      model.checkTokens([token]);
+      const tokens = Uint32Array.of(token);
       const logits = await model.run(state, tokens, 'last');
       this.#append(tokens);
       this.sequence.append(tokens);
@@ -154,11 +162,14 @@ export class OnnxSequence {
     return this.#alone(async () => {
       const draft = this.#draft;
       if (!draft) throw localError('KVSS_BAD_INPUT', 'speculate: the decoder has no draft');
+      if (!(Number.isInteger(count) && count >= 0)) {
+        throw localError('KVSS_BAD_INPUT', `speculate: ${count} is no number of tokens`);
+      }
       this.#checkReady();
       const { model, state } = this.#target;
       const { length } = state;
       this.#checkRoom(length + 1 + count);
-      model.checkTokens(Uint32Array.of(token));
+      model.checkTokens([token]);
       this.#ready = false;
       this.#append(Uint32Array.of(token));
       this.sequence.append(Uint32Array.of(token));
@@ -174,12 +185,12 @@ export class OnnxSequence {
           if (accepted === count || next !== proposals[accepted]) break;
         }
       } finally {
-        // Proposals that were not accepted never were, in the store as here.
+        // Proposals that were not accepted never were, in the store as here: also where the run or `sample` has failed.
         this.sequence.verify(accepted);
+        this.#append(proposals.subarray(0, accepted));
+        state.truncate(this.#count);
+        draft.state.truncate(this.#count);
       }
-      state.truncate(length + 1 + accepted);
-      draft.state.truncate(state.length);
-      this.#append(proposals.subarray(0, accepted));
       this.#ready = true;
       this.#storeSoon();
       return { tokens: [...proposals.subarray(0, accepted), next], proposed: count, accepted };
@@ -234,6 +245,9 @@ export class OnnxSequence {
     const parts = this.#parts();
     const reach = Math.min(hit.tokens, most);
     for (const { state, layouts, heldFrom } of parts) {
+      state.layOut(0);
+      // Once, for what will be computed as well.
+      state.reserve(most + 1);
       state.layOut(reach);
       for (const [index, layout] of layouts.entries()) {
         heldFrom[index] = 0;
@@ -241,12 +255,19 @@ export class OnnxSequence {
       }
     }
     if (reach === 0) return 0;
-    const { columns } = await hit.refill({
-      read: ({ group, index }, pieces) => {
-        for (const { state, layouts } of parts)
-          layouts.find(({ name }) => name === group)?.scatter(state, index, pieces);
-      },
-    });
+    let columns = 0;
+    try {
+      ({ columns } = await hit.refill({
+        read: ({ group, index }, pieces) => {
+          for (const { state, layouts } of parts)
+            layouts.find(({ name }) => name === group)?.scatter(state, index, pieces);
+        },
+      }));
+    } catch (thrown) {
+      // Room that was laid out and not filled must not be stored by close().
+      for (const { state } of parts) state.truncate(0);
+      throw thrown;
+    }
     const usable = Math.min(columns * columnTokens, most);
     for (const { state, layouts, heldFrom } of parts) {
       state.truncate(usable);
@@ -300,7 +321,8 @@ export class OnnxSequence {
   /** The draft computes what the target has: a column is stored when both have it. */
   #catchUp(draft: Part): Promise<void> {
     return this.#withDraft(async () => {
-      const { length } = this;
+      // While the target speculates it has rows for proposals, which are not among the tokens.
+      const length = Math.min(this.length, this.#count);
       if (draft.state.length < length) await this.#compute(draft, length, 'none');
     });
   }
