@@ -20,8 +20,8 @@ interface PlaneMemory {
 const NO_BYTES = new Uint8Array(0);
 
 /**
- * Keys and values of one sequence, in memory that ONNX Runtime reads the past from and writes the present into: no tensor is
- * allocated for either, and none is copied on its way between JavaScript and the runtime.
+ * Keys and values of one sequence, in memory that ONNX Runtime reads the past from and writes the present into, from run to
+ * run.
  *
  * A graph that appends with Concat wants a past of exactly `length` tokens and writes all of it again behind the new ones: two
  * buffers a plane take turns (`shared: false`). A graph that appends in place (GroupQueryAttention) gets the same buffer as past

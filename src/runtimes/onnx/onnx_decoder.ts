@@ -100,8 +100,8 @@ interface LoadedModel {
  * before it, are computed from where they differ. The model is any export of the usual form, with keys and values in 32 or 16 bits.
  *
  * Copies of a token's state that remain: from a slot into the past (a tensor has all tokens of a head in one run, a column
- * 64 of them), from the present into a slot, and what the graph itself copies: nothing where it appends in place, all of the
- * past in every run where it appends with Concat.
+ * 64 of them), from the present into a slot, what the graph itself copies (nothing where it appends in place, all of the past
+ * in every run where it appends with Concat), and what the binding of ONNX Runtime does: it copies every output once more.
  */
 export class OnnxDecoder implements AsyncDisposable {
   readonly #sequences = new Set<OnnxSequence>();
