@@ -216,7 +216,6 @@ function makeRoom(plan: MemoryPlan, name: string, tokens: number): MemoryPlan {
     .filter(({ over }) => over > 0)
     .sort((a, b) => b.over - a.over || (a.each < b.each ? -1 : 1));
   for (const { each } of order) {
-    if (fits(roomy)) break;
     const { job: lender, tokens: now } = holdingOf(plan, each);
     const left = (kept: number) => withTokens(roomy, { job: lender, tokens: kept });
     roomy = left(largestWhere(fairTokens(plan, each), now, (kept) => fits(left(kept))));
