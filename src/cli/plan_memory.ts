@@ -10,12 +10,12 @@ import { type ComparedJob, compareSplits, type SplitComparison } from '../plan/s
 import { BIN_WIDTH, STREAM_ALLOCATIONS, type SweepResult, sweepStreams, sweepTasks } from '../plan/stream_sweep.js';
 import { drawSweep, MOST_CURVES } from '../plan/sweep_plot.js';
 import { checkWritable, readJson } from './files.js';
-import { bytesOption, integerListOption, integerOption } from './options.js';
-import { type AllocationFlags, allocationOptions, readModel } from './plan_model.js';
+import { bytesOption, integerListOption, integerOption, refuseFlags } from './options.js';
+import { modelOptions, type ReadModelFlags, readModel, type StreamFlags, streamOptions } from './plan_model.js';
 import { Progress } from './progress.js';
 import { alignRows, percent } from './table.js';
 
-interface MemoryFlags extends AllocationFlags {
+interface MemoryFlags extends ReadModelFlags, StreamFlags {
   bytesPerToken?: number[];
   memory?: number;
   increment: number;
@@ -29,41 +29,41 @@ interface MemoryFlags extends AllocationFlags {
 /** What a shell says of a command that Ctrl-C ended. */
 const INTERRUPTED = 130;
 
+const FLAGS_OF_ONE_JOB = ['memory', 'increment'];
+const FLAGS_OF_SWEEPS = [
+  ...['dtype', 'draftConfig', 'draftDtype', 'multiHead', 'unit', 'padStreams'],
+  ...['boxes', 'workers', 'svg'],
+];
+
 /** `kvss plan memory`: how memory is shared, and what a naive split of it would lose. */
 export function planMemoryCommand(): Command {
-  return allocationOptions(
-    new Command('memory')
-      .description('fair shares of memory among jobs, in proportion within each, beside a naive split')
-      .addArgument(new Argument('[file]', 'YAML file with nodes, rules and jobs; see docs/PLANNING.md'))
-      .option(
-        '--bytes-per-token <list>',
-        'in place of a file: one job with these bytes on its shards',
-        integerListOption,
-      )
-      .option('--memory <size>', 'memory of all its shards together', bytesOption)
-      .option('--increment <size>', 'its grants are multiples of this', bytesOption, 1)
-      .option('--sweep <config...>', 'every WIO allocation of the models in these config.json files')
-      .option('--boxes <list>', 'boxes of each model that is swept; 1 each if left out', integerListOption)
-      .option(
-        '--workers <count>',
-        'worker threads of a sweep; as many as there are cores if left out',
-        integerOption(1, 256),
-      )
-      .option('--svg <file>', 'write a plot of a sweep'),
-  )
+  const command = new Command('memory')
+    .description('fair shares of memory among jobs, in proportion within each, beside a naive split')
+    .addArgument(new Argument('[file]', 'YAML file with nodes, rules and jobs; see docs/PLANNING.md'))
+    .option('--bytes-per-token <list>', 'in place of a file: one job with these bytes on its shards', integerListOption)
+    .option('--memory <size>', 'memory of all its shards together', bytesOption)
+    .option('--increment <size>', 'its grants are multiples of this', bytesOption, 1)
+    .option('--sweep <config...>', 'in place of a file: every WIO allocation of the models in these config.json files')
+    .option('--boxes <list>', 'boxes of each model that is swept; 1 each if left out', integerListOption);
+  return streamOptions(modelOptions(command))
+    .option(
+      '--workers <count>',
+      'worker threads of a sweep; as many as there are cores if left out',
+      integerOption(1, 256),
+    )
+    .option('--svg <file>', 'write a plot of a sweep')
     .option('--json', 'print one JSON object')
     .action(memory);
 }
 
-async function memory(file: string | undefined, flags: MemoryFlags): Promise<void> {
-  const wanted = [file !== undefined, flags.bytesPerToken !== undefined, flags.sweep !== undefined];
-  if (wanted.filter(Boolean).length !== 1) {
+async function memory(file: string | undefined, flags: MemoryFlags, command: Command): Promise<void> {
+  const { sweep: configs, bytesPerToken } = flags;
+  if ([file, configs, bytesPerToken].filter((each) => each !== undefined).length !== 1) {
     throw localError('KVSS_BAD_INPUT', 'plan memory: say one of a file, --bytes-per-token and --sweep');
   }
-  if (flags.sweep !== undefined) return sweep(flags.sweep, flags);
-  for (const flag of ['svg', 'boxes', 'workers'] as const) {
-    if (flags[flag] !== undefined) throw localError('KVSS_BAD_INPUT', `--${flag}: makes sense with --sweep only`);
-  }
+  if (bytesPerToken === undefined) refuseFlags(command, FLAGS_OF_ONE_JOB, 'makes sense with --bytes-per-token only');
+  if (configs !== undefined) return sweep(configs, flags);
+  refuseFlags(command, FLAGS_OF_SWEEPS, 'makes sense with --sweep only');
   if (file === undefined) return oneJob(flags);
   const { empty, jobs } = parseMemoryFile(readConfigFile(file), file, (path) => readJson(resolve(dirname(file), path)));
   const comparison = compareSplits(empty, jobs);
@@ -156,14 +156,6 @@ function lossLine(equal: number, proportional: number): string {
 }
 
 async function sweep(configs: readonly string[], flags: MemoryFlags): Promise<void> {
-  for (const [flag, value] of [
-    ['--memory', flags.memory],
-    ['--streams', flags.streams],
-    ['--layers-per-box', flags.layersPerBox],
-    ['--granule', flags.granule],
-  ] as const) {
-    if (value !== undefined) throw localError('KVSS_BAD_INPUT', `${flag}: makes no sense with --sweep`);
-  }
   const { boxes = configs.map(() => 1), svg, workers } = flags;
   if (boxes.length !== configs.length) {
     throw localError('KVSS_BAD_INPUT', `--boxes: ${boxes.length} numbers for ${configs.length} models`);

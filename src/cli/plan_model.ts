@@ -1,7 +1,8 @@
 import { Command, Option } from 'commander';
 import { DOMAINS_PER_BOX } from '../common/box.js';
+import { localError } from '../common/errors.js';
 import { formatBitRate, formatByteRate, formatBytes, formatCount } from '../common/units.js';
-import { type AllocationInput, type ShardRow, type ShardTable, UNITS } from '../plan/allocation.js';
+import { type ShardRow, type ShardTable, UNITS, type Unit } from '../plan/allocation.js';
 import {
   assistedTokensPerSecond,
   type BandwidthPlan,
@@ -16,23 +17,28 @@ import {
 import { type Capacity, type ModelPlan, planModel } from '../plan/model_plan.js';
 import { describeModel, type ModelDescription } from '../swdriver/model_config.js';
 import { readJson } from './files.js';
-import { bytesOption, integerListOption, integerOption, positiveOption } from './options.js';
+import { bytesOption, integerListOption, integerOption, positiveOption, refuseFlags } from './options.js';
 import { alignRows, percent } from './table.js';
 
-export interface AllocationFlags {
+/** Which model it is, and what its cache is made of. */
+export interface ReadModelFlags {
   dtype?: string;
   draftConfig?: string;
   draftDtype?: string;
   multiHead?: boolean;
-  layersPerBox?: number[];
-  streams?: number[];
-  unit: NonNullable<AllocationInput['unit']>;
-  padStreams?: boolean;
-  granule?: number;
 }
 
-interface ModelFlags extends AllocationFlags {
+/** What a WIO stream carries. */
+export interface StreamFlags {
+  unit: Unit;
+  padStreams?: boolean;
+}
+
+interface ModelFlags extends ReadModelFlags, StreamFlags {
   boxes: number;
+  layersPerBox?: number[];
+  streams?: number[];
+  granule?: number;
   recomputeTokensPerSecond?: number;
   speedup: number;
   generation: Generation;
@@ -44,14 +50,26 @@ interface ModelFlags extends AllocationFlags {
 
 const COLUMN_TOKENS = 64;
 
+/** Flags that do nothing as long as nobody says how fast tokens are computed. */
+const FLAGS_OF_BANDWIDTH = ['speedup', 'generation', 'nicsPerBox', 'nicGbps'];
+
 /** `kvss plan model`: how many bytes a token is on every shard, and what memory and bandwidth that takes. */
 export function planModelCommand(): Command {
-  return allocationOptions(
-    new Command('model')
-      .description('bytes of a token on every shard, the tokens that a memory holds, and the bandwidth that they take')
-      .argument('<config>', 'config.json of a model, as Hugging Face has it')
-      .option('--boxes <count>', 'boxes that its layers are spread over', integerOption(1), 1),
-  )
+  return streamOptions(modelOptions(new Command('model')))
+    .description('bytes of a token on every shard, the tokens that a memory holds, and the bandwidth that they take')
+    .argument('<config>', 'config.json of a model, as Hugging Face has it')
+    .option('--boxes <count>', 'boxes that its layers are spread over', integerOption(1), 1)
+    .option(
+      '--layers-per-box <list>',
+      'layers on each box, e.g. 41,39; as even as they go if left out',
+      integerListOption,
+    )
+    .option(
+      '--streams <list>',
+      'WIO streams of the four domains of a box, e.g. 14,14,13,13, or of all domains, box by box; 1 each if left out',
+      integerListOption,
+    )
+    .option('--granule <size>', 'round the bytes of a token on a shard up to a multiple of this', bytesOption)
     .option('--recompute-tokens-per-second <rate>', 'tokens that a CS-3 computes anew, of all users', positiveOption)
     .addOption(speedupOption())
     .addOption(generationOption())
@@ -66,30 +84,24 @@ export function planModelCommand(): Command {
     .action(model);
 }
 
-/** How a model lies on boxes: options that several plans take. */
-export function allocationOptions(command: Command): Command {
+/** Options that say which model it is. */
+export function modelOptions(command: Command): Command {
   return command
     .option('--dtype <dtype>', 'dtype of the cache; that of the weights if left out')
     .option('--draft-config <file>', 'config.json of its draft model')
     .option('--draft-dtype <dtype>', "dtype of the draft's cache")
-    .option('--multi-head', 'as if every attention head had keys and values of its own: what GQA saves')
-    .option(
-      '--layers-per-box <list>',
-      'layers on each box, e.g. 41,39; as even as they go if left out',
-      integerListOption,
-    )
-    .option(
-      '--streams <list>',
-      'WIO streams of the four domains of a box, e.g. 14,14,13,13, or of all domains, box by box; 1 each if left out',
-      integerListOption,
-    )
+    .option('--multi-head', 'as if every attention head had keys and values of its own: what GQA saves');
+}
+
+/** Options that say what a WIO stream carries. */
+export function streamOptions(command: Command): Command {
+  return command
     .addOption(
       new Option('--unit <unit>', 'the least that a stream carries whole; a number: it may be cut anywhere')
         .choices(UNITS)
         .default('head'),
     )
-    .option('--pad-streams', 'all streams of a box carry as much as its fullest one')
-    .option('--granule <size>', 'round the bytes of a token on a shard up to a multiple of this', bytesOption);
+    .option('--pad-streams', 'all streams of a box carry as much as its fullest one');
 }
 
 export function speedupOption(): Option {
@@ -107,8 +119,11 @@ export function generationOption(): Option {
 /** The model in a config.json, as the options say. */
 export function readModel(
   path: string,
-  { dtype, draftConfig, draftDtype, multiHead }: AllocationFlags,
+  { dtype, draftConfig, draftDtype, multiHead }: ReadModelFlags,
 ): ModelDescription {
+  if (draftConfig === undefined && draftDtype !== undefined) {
+    throw localError('KVSS_BAD_INPUT', '--draft-dtype: makes sense with --draft-config only');
+  }
   return describeModel(readJson(path), {
     ...(dtype === undefined ? {} : { dtype }),
     ...(draftConfig === undefined ? {} : { draft: readJson(draftConfig) }),
@@ -117,18 +132,16 @@ export function readModel(
   });
 }
 
-/** How it lies on so many boxes, as the options say. */
-export function allocationOf(flags: AllocationFlags, boxes: number): AllocationInput {
-  const { layersPerBox, streams, unit, padStreams, granule } = flags;
-  return { boxes, layersPerBox, streams, unit, padStreams, granule };
-}
-
-function model(path: string, flags: ModelFlags): void {
+function model(path: string, flags: ModelFlags, command: Command): void {
   const { recomputeTokensPerSecond, speedup, generation, memory, nicGbps } = flags;
+  const { boxes, layersPerBox, streams, unit, padStreams, granule } = flags;
+  if (recomputeTokensPerSecond === undefined) {
+    refuseFlags(command, FLAGS_OF_BANDWIDTH, 'makes sense with --recompute-tokens-per-second only');
+  }
   const throughput =
     recomputeTokensPerSecond === undefined ? undefined : { recomputeTokensPerSecond, speedup, generation };
   const plan = planModel(readModel(path, flags), {
-    allocation: allocationOf(flags, flags.boxes),
+    allocation: { boxes, layersPerBox, streams, unit, padStreams, granule },
     nicsPerBox: Number(flags.nicsPerBox),
     ...(memory === undefined ? {} : { memoryBytes: memory }),
     ...(throughput === undefined ? {} : { throughput }),

@@ -92,8 +92,11 @@ export function freeBytes(plan: MemoryPlan): number[] {
  * that nobody has to know which jobs will come. The node that gives least decides.
  */
 export function fairTokens(plan: MemoryPlan, name: string): number {
-  const { job } = holdingOf(plan, name);
-  const shares = fairShares(plan, job);
+  return fairTokensBeside(nodeLoads(plan), plan, holdingOf(plan, name).job);
+}
+
+function fairTokensBeside(loads: readonly NodeLoad[], plan: MemoryPlan, job: Job): number {
+  const shares = fairShares(loads, plan, job);
   const fits = (tokens: number) =>
     [...bytesOnNodes(plan, job, tokens)].every(([node, bytes]) => bytes <= (shares.get(node) as number));
   return largestWhere(floorTokens(job, plan.rules), mostTokens(plan, job), fits);
@@ -141,8 +144,9 @@ export function remove(plan: MemoryPlan, name: string): MemoryPlan {
 
 /** Every job gets its fair share: the same whatever the order in which they came. */
 export function rebalance(plan: MemoryPlan): MemoryPlan {
-  const jobs = [...plan.jobs].map(([name, { job }]) => [name, { job, tokens: fairTokens(plan, name) }] as const);
-  return { ...plan, jobs: new Map(jobs) };
+  const loads = nodeLoads(plan);
+  const fair = ({ job }: Holding): Holding => ({ job, tokens: fairTokensBeside(loads, plan, job) });
+  return { ...plan, jobs: new Map([...plan.jobs].map(([name, holding]) => [name, fair(holding)])) };
 }
 
 /** A grant that is another one in a later plan. */
@@ -172,24 +176,34 @@ export function changesBetween(before: MemoryPlan, after: MemoryPlan): GrantChan
 /** Weights are counted in these parts of a box, so that shares are exact and never add up to more than there is. */
 const WEIGHT_PARTS = 2 ** 20;
 
+/** What the jobs of a plan want of a node, however much they have. */
+interface NodeLoad {
+  floorBytes: number;
+  weight: number;
+}
+
+function nodeLoads(plan: MemoryPlan): NodeLoad[] {
+  const loads = plan.nodes.map((): NodeLoad => ({ floorBytes: 0, weight: 0 }));
+  for (const { job } of plan.jobs.values()) {
+    for (const [node, bytes] of bytesOnNodes(plan, job, 0)) (loads[node] as NodeLoad).floorBytes += bytes;
+    for (const [node, weight] of weightsOf(job)) (loads[node] as NodeLoad).weight += weight;
+  }
+  return loads;
+}
+
 /** Bytes of the fair share of a job on each node where it has shards. */
-function fairShares(plan: MemoryPlan, job: Job): Map<number, number> {
+function fairShares(loads: readonly NodeLoad[], plan: MemoryPlan, job: Job): Map<number, number> {
   const { nodes, rules } = plan;
   const clusterBytes = nodes.reduce((sum, { memoryBytes }) => sum + memoryBytes, 0);
-  const floors = nodes.map(() => 0);
-  const weights = nodes.map(() => 0);
-  for (const { job: each } of plan.jobs.values()) {
-    for (const [node, bytes] of bytesOnNodes(plan, each, 0)) floors[node] = (floors[node] as number) + bytes;
-    for (const [node, weight] of weightsOf(each)) weights[node] = (weights[node] as number) + weight;
-  }
   const own = bytesOnNodes(plan, job, 0);
   return new Map(
     [...weightsOf(job)].map(([node, weight]) => {
       const { memoryBytes } = nodes[node] as MemoryNode;
+      const load = loads[node] as NodeLoad;
       // What all boxes of the cluster would weigh here if every node had as many as its memory is worth.
       const all = Math.round((WEIGHT_PARTS * rules.boxes * memoryBytes) / clusterBytes);
-      const of = Math.max(all, weights[node] as number);
-      const spare = memoryBytes - (floors[node] as number);
+      const of = Math.max(all, load.weight);
+      const spare = memoryBytes - load.floorBytes;
       return [node, (own.get(node) as number) + Number((BigInt(spare) * BigInt(weight)) / BigInt(of))];
     }),
   );
@@ -206,20 +220,23 @@ function weightsOf({ boxes, shards }: Job): Map<number, number> {
 /** Sets a job to as many tokens as it is owed; who has more than his fair share gives back until they fit. */
 function makeRoom(plan: MemoryPlan, name: string, tokens: number): MemoryPlan {
   const { job } = holdingOf(plan, name);
-  const fits = (others: MemoryPlan) => fitsAt(others, job, tokens);
-  let roomy = plan;
-  const lenders = [...plan.jobs.keys()].filter((each) => each !== name);
-  const surplus = (each: string) => tokensOf(plan, each) - fairTokens(plan, each);
+  const loads = nodeLoads(plan);
+  const lenders = [...plan.jobs.values()]
+    .filter((each) => each.job.name !== name)
+    .map(({ job: lender, tokens: now }) => ({ lender, now, fair: fairTokensBeside(loads, plan, lender) }))
+    .filter(({ now, fair }) => now > fair);
+  const surplus = ({ lender, now, fair }: (typeof lenders)[number]) => (now - fair) * bytesPerTokenOf(lender);
   // By name where they have equally much too much: the order in which jobs came decides nothing.
-  const order = lenders
-    .map((each) => ({ each, over: surplus(each) * bytesPerTokenOf(holdingOf(plan, each).job) }))
-    .filter(({ over }) => over > 0)
-    .sort((a, b) => b.over - a.over || (a.each < b.each ? -1 : 1));
-  for (const { each } of order) {
-    if (fits(roomy)) break;
-    const { job: lender, tokens: now } = holdingOf(plan, each);
+  lenders.sort((a, b) => surplus(b) - surplus(a) || (a.lender.name < b.lender.name ? -1 : 1));
+  let roomy = plan;
+  for (const { lender, now, fair } of lenders) {
     const left = (kept: number) => withTokens(roomy, { job: lender, tokens: kept });
-    roomy = left(largestWhere(fairTokens(plan, each), now, (kept) => fits(left(kept))));
+    // Where there is room on all of its nodes a lender helps nobody by giving back.
+    const enough = (kept: number) => {
+      const free = freeBytes(withTokens(left(kept), { job, tokens }));
+      return lender.shards.every(({ node }) => (free[node] as number) >= 0);
+    };
+    roomy = left(largestWhere(fair, now, enough));
   }
   return withTokens(roomy, { job, tokens });
 }

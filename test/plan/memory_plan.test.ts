@@ -121,6 +121,19 @@ test('a share goes by boxes on every node where a job has shards', () => {
   expect(['wide', 'left', 'right'].map((name) => tokensOf(plan, name))).toEqual([50, 50, 100]);
 });
 
+test('only who is in the way gives back', () => {
+  const nodes = [node('a', 1_000), node('b', 1_000)];
+  const all = Number.POSITIVE_INFINITY;
+  const borrowed = ['a', 'b'].reduce(
+    (plan, name, on) => grow(admit(plan, job(name, 1, [10], on)), name, all),
+    emptyPlan(nodes, { ...RULES, floorBytes: 0 }),
+  );
+  expect(['a', 'b'].map((name) => tokensOf(borrowed, name))).toEqual([100, 100]);
+  // A quarter of node b is the newcomer's, and he gets half of that at first.
+  const later = admit(borrowed, job('c', 1, [10], 1));
+  expect(['a', 'b', 'c'].map((name) => tokensOf(later, name))).toEqual([100, 88, 12]);
+});
+
 /** Clusters with more jobs than there are boxes for, on up to three nodes, so that admission is refused now and then. */
 const world = fc.record({
   nodes: fc
