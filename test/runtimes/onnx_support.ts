@@ -1,5 +1,8 @@
+import { vi } from 'vitest';
 import { seededRandom } from '../../src/common/random.js';
 import { OnnxDecoder, type OnnxDecoderOptions, type PrefillOptions } from '../../src/runtimes/onnx/index.js';
+import type { KvState } from '../../src/runtimes/onnx/kv_state.js';
+import { OnnxModel } from '../../src/runtimes/onnx/onnx_model.js';
 import { type Scratch, TestDaemon } from '../e2e/support.js';
 import { SESSION_OPTIONS, TINY, type TinyModel } from './demo_models.js';
 
@@ -64,3 +67,24 @@ export const sameBits = (a: Float32Array, b: Float32Array) =>
 /** The largest difference of two numbers at the same place. */
 export const distance = (a: Float32Array, b: Float32Array) =>
   a.reduce((most, number, index) => Math.max(most, Math.abs(number - (b[index] as number))), 0);
+
+/** A state that is given back is filled with numbers that are none: whoever looked at them would show it. */
+export function poisonIdleStates(): { poisoned: number } {
+  const seen = { poisoned: 0 };
+  const { giveState } = OnnxModel.prototype;
+  vi.spyOn(OnnxModel.prototype, 'giveState').mockImplementation(function (this: OnnxModel, state: KvState) {
+    // Both buffers where there are two: a run that was never made swaps them.
+    for (let turn = 0; turn < 2; turn += 1) {
+      state.truncate(0);
+      state.layOut(state.capacity);
+      for (const [plane, { heads }] of this.graph.planes.entries()) {
+        for (let head = 0; head < heads; head += 1) state.rows(plane, head, 0, state.length).fill(0xff);
+      }
+      state.truncate(0);
+      state.commit(0);
+    }
+    seen.poisoned += 1;
+    giveState.call(this, state);
+  });
+  return seen;
+}
