@@ -61,12 +61,13 @@ const LOGITS = 'logits';
 /**
  * Reads the inputs and outputs of a decoder of the usual form, as `optimum` and the model builder of `onnxruntime-genai` export it:
  * `input_ids`, `attention_mask`, where wanted `position_ids`, `past_key_values.N.key` and `.value` of the shape
- * [batch, heads, past, dim], and `logits`, `present.N.key` and `.value`. Heads and dim have to be numbers in the graph.
+ * [batch, heads, past, dim], and `logits`, `present.N.key` and `.value`. Heads have to be a number in the graph; where dim is none,
+ * as in graphs whose cache may be quantised, it is `headDim`.
  *
  * Throws KVSS_BAD_INPUT that names the input or output that is missing, that has a form of its own, or that nobody here can
  * feed: encoder-decoder models, quantised caches, and graphs without a past.
  */
-export function readDecoderGraph({ inputMetadata, outputMetadata }: GraphMetadata): DecoderGraph {
+export function readDecoderGraph({ inputMetadata, outputMetadata }: GraphMetadata, headDim?: number): DecoderGraph {
   const outputs = new Map(outputMetadata.map((output) => [output.name, output]));
   const others = new Map<string, TensorMetadata>();
   const pasts = new Map<string, TensorMetadata>();
@@ -91,7 +92,7 @@ export function readDecoderGraph({ inputMetadata, outputMetadata }: GraphMetadat
       const dtype = KV_DTYPES.get(past.type);
       if (!dtype) throw bad(pastName, `keys and values of the type ${past.type}; float32 and float16 are possible`);
       if (present.type !== past.type) throw bad(presentName, `is ${present.type}, the past is ${past.type}`);
-      const [heads, dim] = headsAndDim(past);
+      const [heads, dim] = headsAndDim(past, headDim);
       const [, presentHeads = heads, , presentDim = dim] = present.shape;
       // Graphs may leave sizes of outputs open.
       if ((isNumber(presentHeads) && presentHeads !== heads) || (isNumber(presentDim) && presentDim !== dim)) {
@@ -115,14 +116,14 @@ export function readDecoderGraph({ inputMetadata, outputMetadata }: GraphMetadat
 
 const isNumber = (size: number | string) => typeof size === 'number';
 
-function headsAndDim({ name, shape }: TensorMetadata): readonly [heads: number, dim: number] {
-  const [, heads, , dim] = shape;
-  if (shape.length !== 4 || typeof heads !== 'number' || typeof dim !== 'number') {
-    throw bad(
-      name,
-      `has the shape [${shape.join(', ')}], not [batch, heads, tokens, dim] with numbers of heads and dim`,
-    );
+function headsAndDim({ name, shape }: TensorMetadata, headDim?: number): readonly [heads: number, dim: number] {
+  const [, heads, , said] = shape;
+  const wrong = (what: string) => bad(name, `has the shape [${shape.join(', ')}], ${what}`);
+  if (shape.length !== 4 || typeof heads !== 'number') {
+    throw wrong('not [batch, heads, tokens, dim] with a number of heads');
   }
+  const dim = typeof said === 'string' ? headDim : said;
+  if (dim === undefined) throw wrong(`which does not say how long a head is ('${said}'): give the model's config.json`);
   return [heads, dim];
 }
 

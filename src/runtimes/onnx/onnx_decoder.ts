@@ -26,7 +26,7 @@ export interface OnnxModelOptions {
   revision?: string;
   /**
    * The parsed config.json beside the model. It says which layers slide, and the longest context; without it every layer
-   * sees all tokens.
+   * sees all tokens. Needed for graphs that do not say how long a head is.
    */
   config?: unknown;
   /** For models that are given by a path. */
@@ -298,9 +298,14 @@ async function load(options: OnnxModelOptions): Promise<LoadedModel> {
   const session = typeof given === 'string' ? await openSession(given, options.sessionOptions) : given;
   const release = async () => (path === undefined ? undefined : session.release());
   try {
-    const model = await OnnxModel.create(session, sharesState);
+    const model = await OnnxModel.create(session, {
+      ...(sharesState === undefined ? {} : { sharesState }),
+      headDim: headDimOf(config),
+    });
     const layers = layersOf(model.graph, config);
-    return { model, layers, revision, contextTokens: contextOf(config), release };
+    const contextTokens = contextOf(config);
+    await checkWindows(model, layers, contextTokens);
+    return { model, layers, revision, contextTokens, release };
   } catch (thrown) {
     await release();
     throw thrown;
@@ -313,6 +318,16 @@ async function openSession(path: string, options: InferenceSession.SessionOption
   } catch (thrown) {
     throw localError('KVSS_BAD_INPUT', `model: ONNX Runtime cannot load ${path}: ${messageOf(thrown)}`, thrown);
   }
+}
+
+/** How long a key or a value of one head is, as far as a config says it. */
+function headDimOf(config: unknown): number | undefined {
+  if (config === undefined) return undefined;
+  // Of which type its numbers are does not matter.
+  const [group] = describeModel(config, { dtype: 'fp32' }).groups;
+  // A latent has no heads of keys and values.
+  if (group?.queryHeadsPerHead === undefined) return undefined;
+  return group.bytesPerTokenPerLayer / (2 * group.headsPerLayer * group.bytesPerNumber);
 }
 
 /** Groups of layers: by the config, which has to be that of the graph. */
@@ -341,6 +356,24 @@ function layersOf(graph: DecoderGraph, config: unknown): DecoderLayers[] {
 
   function bad(what: string) {
     return localError('KVSS_BAD_INPUT', `config.json: it is not the one of the model: ${what}`);
+  }
+}
+
+/**
+ * Throws KVSS_BAD_INPUT where the graph looks further back than the config says: exporters leave windows out, and what lies before a
+ * window is not brought back.
+ */
+async function checkWindows(model: OnnxModel, layers: readonly DecoderLayers[], contextTokens: number): Promise<void> {
+  for (const group of layers) {
+    const { windowTokens } = group;
+    // A window that no sequence outgrows leaves nothing out.
+    if (windowTokens === undefined || windowTokens >= contextTokens) continue;
+    if (!(await model.looksBeyond(group.layers, windowTokens))) continue;
+    throw localError(
+      'KVSS_BAD_INPUT',
+      `config.json: says that layers ${group.layers} see ${windowTokens} tokens, and in the graph they see more: ` +
+        "it was exported without the window; set 'sliding_window' to null, and 'layer_types' if there are any",
+    );
   }
 }
 

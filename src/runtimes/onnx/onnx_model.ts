@@ -1,9 +1,9 @@
 import { type InferenceSession, Tensor } from 'onnxruntime-node';
 import { localError, messageOf } from '../../common/errors.js';
 
-import { fromFloat16Array } from '../../common/float16.js';
+import { fromFloat16Array, toFloat16Bits } from '../../common/float16.js';
 
-import { type DecoderGraph, type IndexType, readDecoderGraph } from './decoder_graph.js';
+import { type DecoderGraph, type IndexType, type KvDtype, readDecoderGraph } from './decoder_graph.js';
 import { KvState } from './kv_state.js';
 
 /** Which logits of a run are wanted. */
@@ -34,11 +34,14 @@ export class OnnxModel {
   ) {}
 
   /**
-   * A model over a session. `sharesState`: whether the graph appends in place; tried with one token if left out. Rejects with
-   * KVSS_BAD_INPUT where it is no decoder with past keys and values, or does not run.
+   * A model over a session. `sharesState`: whether the graph appends in place; tried with one token if left out. `headDim`: for
+   * graphs that do not say it. Rejects with KVSS_BAD_INPUT where it is no decoder with past keys and values, or does not run.
    */
-  static async create(session: InferenceSession, sharesState?: boolean): Promise<OnnxModel> {
-    const graph = readDecoderGraph(session);
+  static async create(
+    session: InferenceSession,
+    { sharesState, headDim }: { sharesState?: boolean; headDim?: number | undefined } = {},
+  ): Promise<OnnxModel> {
+    const graph = readDecoderGraph(session, headDim);
     return new OnnxModel(session, graph, sharesState ?? (await OnnxModel.#appendsInPlace(session, graph)));
   }
 
@@ -51,11 +54,15 @@ export class OnnxModel {
       const model = new OnnxModel(session, graph, sharesState);
       const state = new KvState(graph, sharesState);
       await model.#run(state, Uint32Array.of(0), 'last', QUIET);
-      return state;
+      const inPlace = graph.planes.every((_, plane) =>
+        state.rows(plane, 0, 1, state.capacity).every((byte) => byte === 0),
+      );
+      // There are exports that begin with a prompt, and then only go on token by token, or not at all.
+      await model.#run(state, Uint32Array.of(0, 0), 'last', QUIET);
+      return inPlace;
     };
     try {
-      const state = await attempt(true);
-      return graph.planes.every((_, plane) => state.rows(plane, 0, 1, state.capacity).every((byte) => byte === 0));
+      if (await attempt(true)) return true;
     } catch {
       // Then it has to run without.
     }
@@ -63,8 +70,27 @@ export class OnnxModel {
       await attempt(false);
       return false;
     } catch (thrown) {
-      throw localError('KVSS_BAD_INPUT', `model: it does not run: ${messageOf(thrown)}`, thrown);
+      const cause = `model: it does not run one token and then two behind it: ${messageOf(thrown)}`;
+      throw localError('KVSS_BAD_INPUT', cause, thrown);
     }
+  }
+
+  /**
+   * Whether any of these layers looks further back than the newest `tokens` tokens, its own included. Tried with one token behind
+   * as many: a value in front of them must not change its logits.
+   */
+  async looksBeyond(layers: readonly number[], tokens: number): Promise<boolean> {
+    const state = new KvState(this.graph, this.sharesState);
+    // All keys are zero, so that whatever is seen has the same weight.
+    state.layOut(tokens);
+    const expected = await this.run(state, Uint32Array.of(0), 'last');
+    state.truncate(tokens);
+    for (const [index, plane] of this.graph.planes.entries()) {
+      if (plane.kind === 'key' || !layers.includes(plane.layer)) continue;
+      for (let head = 0; head < plane.heads; head += 1) fill(state.rows(index, head, 0, 1), this.graph.dtype);
+    }
+    const logits = await this.run(state, Uint32Array.of(0), 'last');
+    return logits.some((logit, token) => !Object.is(logit, expected[token]));
   }
 
   /** Empty memory for a sequence of so many tokens; it grows where that is not enough. */
@@ -151,6 +177,13 @@ export class OnnxModel {
     }
     return new Tensor(logitsType, this.#logits.subarray(0, numbers) as Float32Array, [1, rows, vocabularySize]);
   }
+}
+
+/** Writes the number 256 all over. */
+function fill(bytes: Uint8Array, dtype: KvDtype): void {
+  const { buffer, byteOffset, byteLength } = bytes;
+  if (dtype === 'fp32') new Float32Array(buffer, byteOffset, byteLength / 4).fill(256);
+  else new Uint16Array(buffer, byteOffset, byteLength / 2).fill(toFloat16Bits(256));
 }
 
 function indexTensor(type: IndexType, dims: readonly number[], numberAt: (index: number) => number): Tensor {
