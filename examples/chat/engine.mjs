@@ -9,7 +9,8 @@ import { END, encodeConversation, encodeText, TextStream } from './tokens.mjs';
 
 /** Answers that are computed at once, or wait for their turn. */
 const MOST_ANSWERS = 32;
-const RESTART_PAUSE_MS = 1_000;
+/** A daemon that dies again and again is not started more often than this. */
+const RESTART_PAUSE_MS = 5_000;
 
 export class ChatEngine {
   #closing = new AbortController();
@@ -17,6 +18,8 @@ export class ChatEngine {
   /** Work in the background, by tenant: conversations as their next turn will have them. */
   #settling = new Map();
   #restarting = Promise.resolve();
+  #restartedAt = Number.NEGATIVE_INFINITY;
+  #outputTokens = 0;
 
   constructor(decoder, { home, budget, say, model }) {
     this.decoder = decoder;
@@ -42,6 +45,7 @@ export class ChatEngine {
     if (columns > 0) say(`${columns * decoder.driver.columnTokens} tokens are in the cache from before`);
     const engine = new ChatEngine(decoder, { home, budget, say, model });
     decoder.driver.on('unavailable', () => engine.#restartStore());
+    decoder.driver.on('available', () => say('the cache can be used again, and is empty'));
     return engine;
   }
 
@@ -75,13 +79,19 @@ export class ChatEngine {
     });
   }
 
+  /** Answers that are being computed, conversations that are in the background, and all tokens that have been generated. */
+  get figures() {
+    return { answers: this.#answers, settling: this.#settling.size, outputTokens: this.#outputTokens };
+  }
+
   /** @internal Runs an answer that counts as one while it lasts. */
-  async *counted(answer) {
+  async *counted(answer, text) {
     this.#answers += 1;
     try {
-      yield* answer;
+      yield* text;
     } finally {
       this.#answers -= 1;
+      this.#outputTokens += answer.outputTokens;
     }
   }
 
@@ -124,8 +134,11 @@ export class ChatEngine {
   #restartStore() {
     this.#restarting = this.#restarting
       .then(async () => {
-        await sleep(RESTART_PAUSE_MS);
-        if (!this.#closing.signal.aborted) await ensureStore(this.home, this.budget, this.say);
+        const pauseMs = Math.max(0, this.#restartedAt + RESTART_PAUSE_MS - performance.now());
+        await sleep(pauseMs, undefined, { signal: this.#closing.signal }).catch(() => undefined);
+        if (this.#closing.signal.aborted) return;
+        this.#restartedAt = performance.now();
+        await ensureStore(this.home, this.budget, this.say);
       })
       .catch((thrown) => this.say(`going on without a cache: ${thrown.message}`));
   }
@@ -150,7 +163,7 @@ class Answer {
   }
 
   [Symbol.asyncIterator]() {
-    return this.engine.counted(this.#text());
+    return this.engine.counted(this, this.#text());
   }
 
   async *#text() {
@@ -183,7 +196,7 @@ async function ensureStore(home, budget, say) {
   if (pid === undefined) return;
   const minutes = PARK_MS / 60_000;
   say(`started a KVSS daemon (pid ${pid}). It stays when the chat ends, and keeps the cache for ${minutes} minutes`);
-  say('to stop it: npm run example:chat -- --stop');
+  say(`to stop it: npm run example:chat -- --stop --home ${home.path}`);
 }
 
 /** Chooses among the tokens that stand for text, and the one that ends it. */

@@ -51,7 +51,10 @@ export class Home {
   lock() {
     const server = createServer((connection) => connection.destroy());
     return new Promise((fulfil, reject) => {
-      server.once('error', (thrown) => (thrown.code === 'EADDRINUSE' ? fulfil(undefined) : reject(thrown)));
+      server.once('error', (thrown) => {
+        if (thrown.code === 'EADDRINUSE') fulfil(undefined);
+        else reject(new ChatError(`cannot take the lock of ${this.path}: ${thrown.message}`));
+      });
       server.listen(`\0kvss-chat-${this.secretFor('lock')}`, () => {
         server.unref();
         fulfil({ release: () => new Promise((released) => server.close(released)) });

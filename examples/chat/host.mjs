@@ -54,6 +54,7 @@ export async function stopAll(home) {
   }
   try {
     rmSync(home.serverFile, { force: true });
+    while (asked !== undefined && runs(asked, MAIN) && performance.now() < giveUp) await sleep(POLL_MS);
     const pid = await stopDaemon(home);
     if (pid !== undefined) lines.push(`stopped the KVSS daemon (pid ${pid}): the cache is gone`);
   } finally {

@@ -15,7 +15,7 @@ const LONGEST_TOKEN = 512;
 const textPart = z.looseObject({ type: z.literal('text'), text: z.string() });
 const message = z.looseObject({
   role: z.enum(['system', 'developer', 'user', 'assistant']),
-  content: z.union([z.string(), z.array(textPart)]),
+  content: z.union([z.string(), z.array(textPart)], 'has to be a string or a list of text parts'),
 });
 const stopString = z
   .string()
@@ -28,13 +28,13 @@ const chatRequest = z.looseObject({
   messages: z.array(message).min(1).max(MOST_MESSAGES),
   stream: z.boolean().nullish(),
   stream_options: z.looseObject({ include_usage: z.boolean().nullish() }).nullish(),
-  n: z.literal(1).nullish(),
+  n: z.literal(1, 'only 1 is possible').nullish(),
   max_tokens: z.number().int().min(1).nullish(),
   max_completion_tokens: z.number().int().min(1).nullish(),
   temperature: z.number().min(0).max(2).nullish(),
   top_p: z.number().min(0).max(1).nullish(),
   seed: z.number().int().nullish(),
-  stop: z.union([stopString, z.array(stopString).max(4)]).nullish(),
+  stop: z.union([stopString, z.array(stopString).max(4)], 'has to be a string or up to four').nullish(),
 });
 
 /** The server of an engine. `identity`: what says to the programs of this home that it is theirs. Call listen() on it. */
@@ -48,7 +48,7 @@ export function createChatServer({ engine, home, identity }) {
     const what = `there is no ${request.method} ${request.url.split('?')[0]}`;
     return send(reply, new ApiError(404, what, { code: 'unknown_url' }));
   });
-  app.get('/health', () => ({ status: 'ok', model: engine.model, ...identity }));
+  app.get('/health', () => ({ status: 'ok', model: engine.model, ...identity, ...engine.figures }));
   app.register(async (api) => {
     api.addHook('onRequest', async (request) => {
       request.isolationId = isolationIdOf(request.headers.authorization, home.key);

@@ -31,6 +31,8 @@ export async function ensureDaemon(home, budget = BUDGET) {
     const args = [main, 'serve', '--socket', home.socket, ...options, '--no-http', '--log-level', 'warn'];
     const child = spawn(process.execPath, args, { detached: true, cwd: '/', stdio: ['ignore', log, log] });
     child.unref();
+    // Also one that its starter does not live to see answer can be stopped.
+    writePrivateJson(home.daemonFile, { pid: child.pid });
     let ended = false;
     child.once('error', () => {
       ended = true;
@@ -43,11 +45,11 @@ export async function ensureDaemon(home, budget = BUDGET) {
       const why = ended ? lastLine(log, before) : performance.now() > giveUp ? 'it does not answer' : undefined;
       if (why !== undefined) {
         child.kill('SIGKILL');
+        rmSync(home.daemonFile, { force: true });
         throw new ChatError(`the KVSS daemon did not start: ${why}`);
       }
       await sleep(POLL_MS);
     }
-    writePrivateJson(home.daemonFile, { pid: child.pid });
     return child.pid;
   } finally {
     closeSync(log);
