@@ -7,6 +7,9 @@ import { ensureModel, modelId } from './model.mjs';
 import { ensureDaemon, PARK_MS } from './store.mjs';
 import { END, encodeConversation, encodeText, TextStream } from './tokens.mjs';
 
+/** Threads that wait for the next run in a loop take the processor from the daemon's, and from whoever else is there. */
+const NO_SPINNING = { extra: { session: { intra_op: { allow_spinning: '0' } } } };
+
 /** Answers that are computed at once, or wait for their turn. */
 const MOST_ANSWERS = 32;
 /** A daemon that dies again and again is not started more often than this. */
@@ -36,6 +39,7 @@ export class ChatEngine {
     const model = modelId(size);
     const decoder = await OnnxDecoder.create({
       model: files.model,
+      sessionOptions: NO_SPINNING,
       config: JSON.parse(readFileSync(files.config, 'utf8')),
       id: model,
       daemons: [home.socket],
