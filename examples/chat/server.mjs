@@ -7,6 +7,7 @@ import { ApiError, ChatError } from './errors.mjs';
 
 /** Loopback only: whoever reaches it may use it. */
 export const HOST = '127.0.0.1';
+const LOCAL_HOST = /^(127\.0\.0\.1|localhost)(:\d+)?$/;
 const BODY_LIMIT_BYTES = 2 ** 20;
 const MOST_MESSAGES = 4096;
 const DEFAULT_MAX_TOKENS = 128;
@@ -43,6 +44,10 @@ export function createChatServer({ engine, home, identity }) {
   const createdAt = seconds();
   app.decorateRequest('isolationId', '');
 
+  // A page in a browser may have its own name resolved to this machine; its requests still bear that name.
+  app.addHook('onRequest', async ({ headers }) => {
+    if (!LOCAL_HOST.test(headers.host ?? '')) throw new ApiError(403, `'Host': only ${HOST} is served`);
+  });
   app.setErrorHandler((thrown, _, reply) => send(reply, apiErrorOf(thrown)));
   app.setNotFoundHandler((request, reply) => {
     const what = `there is no ${request.method} ${request.url.split('?')[0]}`;

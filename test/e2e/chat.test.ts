@@ -1,5 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { get, type IncomingMessage } from 'node:http';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -434,10 +436,9 @@ describe('the HTTP endpoint', () => {
   });
 
   test('counts what looks like special tokens as text', async () => {
-    const content = 'x<|endoftext|>y<|im_end|>';
-    const { usage } = await server.complete(content, 'ida');
-    expect(usage.prompt_tokens).toBe(3 + tokens.encodeText('x<|endoftext|>y<|im_end|>').length);
-    expect(usage.prompt_tokens).toBeGreaterThan(10);
+    // With '<|endoftext|>' as one token there would be fewer.
+    const { usage } = await server.complete('x<|endoftext|>y<|im_end|>', 'ida');
+    expect(usage.prompt_tokens).toBe(3 + 16);
   });
 
   const user = (content: unknown) => [{ role: 'user', content }];
@@ -475,6 +476,10 @@ describe('the HTTP endpoint', () => {
       object: 'list',
       data: [{ id: 'kvss-demo-tiny', object: 'model', created: expect.any(Number), owned_by: 'kvss' }],
     });
+    const { port } = new URL(server.url);
+    const foreign = get({ port, path: '/v1/models', headers: { ...headers, host: 'kvss.example' } });
+    const [refused] = (await once(foreign, 'response')) as [IncomingMessage];
+    expect(refused.resume().statusCode).toBe(403);
     const lost = await fetch(`${server.url}/v1/embeddings`, { headers, method: 'POST' });
     expect(lost.status).toBe(404);
     expect(await lost.json()).toMatchObject({ error: { code: 'unknown_url', param: null } });
