@@ -66,7 +66,8 @@ export async function stopAll(home) {
 async function serve(home, { port, size, budget }, say, lock) {
   try {
     writePrivateJson(home.serverFile, { pid: process.pid });
-    // Only who serves needs ONNX Runtime.
+    // Only who serves needs ONNX Runtime. It would tell its maker of the models that it runs, and keep a number of the machine.
+    process.env.ORT_DISABLE_TELEMETRY ??= '1';
     const { ChatEngine } = await import('./engine.mjs');
     const { createChatServer, listen } = await import('./server.mjs');
     const engine = await ChatEngine.start({ home, size, budget, say });

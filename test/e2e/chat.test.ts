@@ -30,6 +30,8 @@ interface Tokens {
 const tokens: Tokens = await import(pathToFileURL(join(chatDirectory, 'tokens.mjs')).href);
 
 const home = mkdtempSync(join(tmpdir(), 'kvss-chat-'));
+/** Home directory of the user, in which nothing is written. */
+const elsewhere = mkdtempSync(join(tmpdir(), 'kvss-chat-user-'));
 /** Everything that servers have printed. */
 let printed = '';
 
@@ -48,7 +50,7 @@ function start(...args: string[]): ChildProcess {
     '40',
     ...args,
   ];
-  return spawn(process.execPath, all, { stdio: ['pipe', 'pipe', 'pipe'] });
+  return spawn(process.execPath, all, { stdio: ['pipe', 'pipe', 'pipe'], env: { ...process.env, HOME: elsewhere } });
 }
 
 async function chat(...args: string[]): Promise<Finished> {
@@ -168,7 +170,7 @@ const running = () =>
 
 afterAll(async () => {
   await chat('--stop');
-  rmSync(home, { recursive: true, force: true });
+  for (const directory of [home, elsewhere]) rmSync(directory, { recursive: true, force: true });
 });
 
 describe('text of tokens', () => {
@@ -280,6 +282,7 @@ describe('a conversation', () => {
       expect(statSync(join(home, name)).mode & 0o777, name).toBe(0o600);
     }
     expect(statSync(join(home, 'conversations')).mode & 0o777).toBe(0o700);
+    expect(readdirSync(elsewhere)).toEqual([]);
     expect(readdirSync(home).sort()).toEqual(
       ['conversations', 'key', 'kvss.json', 'kvss.log', 'kvss.sock', 'kvss.sock.lock', 'model'].sort(),
     );
