@@ -40,10 +40,13 @@ export function sampler(options: SamplingOptions): Sampler {
   if (!Number.isInteger(seed)) throw localError('KVSS_BAD_INPUT', `seed: ${seed} is no whole number`);
   if (temperature === 0) return greedy;
   const random = seededRandom(seed);
+  // Vocabularies are large: to list their tokens anew for each one that is drawn would take longer than to draw it.
+  let every: readonly number[] = [];
   return (logits) => {
     const likeliest = logits[greedy(logits)] as number;
     const weights = logits.map((logit) => Math.exp((logit - likeliest) / temperature));
-    const nucleus = nucleusOf(weights, topP);
+    if (every.length !== logits.length) every = [...logits.keys()];
+    const nucleus = topP === 1 ? every : nucleusOf(weights, topP);
     const total = nucleus.reduce((sum, token) => sum + (weights[token] as number), 0);
     let left = random() * total;
     for (const token of nucleus) {
@@ -54,12 +57,17 @@ export function sampler(options: SamplingOptions): Sampler {
   };
 }
 
-/** The fewest tokens that make up the share of all weights, the heaviest first; all tokens in their order for a share of 1. */
+/** The fewest tokens that make up the share, below 1, of all weights, the heaviest first. */
 function nucleusOf(weights: Float32Array, share: number): readonly number[] {
-  const tokens = [...weights.keys()];
-  if (share === 1) return tokens;
+  const total = weights.reduce((sum, weight) => sum + weight, 0);
+  // All tokens below this make up less than half of what may be missing: the others are enough, and fewer to sort.
+  const least = ((1 - share) / 2) * (total / weights.length);
+  const tokens: number[] = [];
+  for (let token = 0; token < weights.length; token += 1) {
+    if ((weights[token] as number) >= least) tokens.push(token);
+  }
   tokens.sort((a, b) => (weights[b] as number) - (weights[a] as number));
-  const enough = share * weights.reduce((sum, weight) => sum + weight, 0);
+  const enough = share * total;
   let sum = 0;
   const end = tokens.findIndex((token) => {
     sum += weights[token] as number;
