@@ -8,6 +8,8 @@ export default defineConfig({
     pool: 'forks',
     testTimeout: 60_000,
     hookTimeout: 60_000,
+    // Not for children only: test files load ONNX Runtime themselves.
+    env: { ORT_DISABLE_TELEMETRY: '1' },
     reporters: ['default', './test/summary_reporter.ts'],
   },
 });

@@ -66,6 +66,8 @@ export async function* measureTtft(options: TtftOptions): AsyncGenerator<TtftRow
   await using files = await filesOf(options.model);
   const session = await InferenceSession.create(files.path, {
     intraOpNumThreads: options.threads,
+    // Threads that spin while they wait take the cores from the store, and from everybody else.
+    extra: { session: { intra_op: { allow_spinning: '0' } } },
   }).catch((thrown) => {
     throw localError('KVSS_BAD_INPUT', `cannot load ${files.path}: ${messageOf(thrown)}`, thrown);
   });

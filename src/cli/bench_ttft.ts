@@ -72,6 +72,8 @@ async function run(flags: TtftFlags): Promise<void> {
 
 /** ONNX Runtime is there only where somebody has installed it. */
 async function loadBench(): Promise<typeof import('../bench/ttft.js')> {
+  // It would write to the home of whoever measures, and tell others.
+  process.env.ORT_DISABLE_TELEMETRY ??= '1';
   try {
     return await import('../bench/ttft.js');
   } catch (thrown) {

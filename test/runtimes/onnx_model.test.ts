@@ -123,7 +123,7 @@ test('feeds what the graph asks for, in its type', async () => {
       ['use_cache_branch', [1]],
     ];
     const fake = new FakeSession({ index, inputs });
-    const model = await OnnxModel.create(fake.session, false);
+    const model = await OnnxModel.create(fake.session, { sharesState: false });
     const state = model.takeState(1);
     await model.run(state, Uint32Array.of(1, 2), 'none');
     expect(summed(await model.run(state, Uint32Array.of(3, 4, 5), 'last'))).toEqual([15, 5]);
