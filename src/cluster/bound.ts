@@ -39,10 +39,13 @@ export interface Standing {
   readonly shardsPerNode: number;
 }
 
+/** Where there is none. */
+export const IMPOSSIBLE: ScoreVector = [Number.POSITIVE_INFINITY, 0, 0, 0];
+
 /**
  * A score that no placement of the demands beats. Each number is what the one resource needs that it is short of; that they
- * are needed together is left out. Numbers after the first hold on the condition that the first is reached, which is
- * all that an order of levels asks for; Infinity where it cannot be.
+ * are needed together is left out. Numbers after the first hold on the condition that those before them are reached,
+ * which is all that an order of levels asks for. IMPOSSIBLE where something has no room.
  */
 export function lowerBound(
   demands: readonly Demand[],
@@ -59,13 +62,18 @@ export function lowerBound(
     allLeast = false;
     spine += excess * (demand.nextSpine - demand.leastSpine);
   }
-  if (spine === Number.POSITIVE_INFINITY) return [spine, standing.uplink, standing.fragmentation, 0];
   const whole = opensFor(demands, bins, exclusion);
-  const parts = allLeast ? partsOf(demands).map((part) => ({ ...part, bins: binsOn(part.leafSets, bins) })) : [];
-  const opens = parts.map((part) => opensFor(part.demands, part.bins, exclusion));
+  let parts = allLeast ? partsOf(demands).map((part) => ({ ...part, bins: binsOn(part.leafSets, bins) })) : [];
+  let opens = parts.map((part) => opensFor(part.demands, part.bins, exclusion));
+  if (opens.includes(Number.POSITIVE_INFINITY)) {
+    // Not all of them have room where least crosses the spine: one at least goes elsewhere.
+    spine += Math.min(...demands.map(({ leastSpine, nextSpine }) => nextSpine - leastSpine));
+    parts = [];
+    opens = [];
+  }
+  if (whole === Number.POSITIVE_INFINITY || spine === Number.POSITIVE_INFINITY) return IMPOSSIBLE;
   const sum = opens.reduce((total, each) => total + each, 0);
   const opened = Math.max(whole, sum);
-  if (opened === Number.POSITIVE_INFINITY) return [spine, standing.uplink, opened, 0];
   let shards = Math.max(standing.shardsPerNode, shardsFor(demands, bins, opened));
   for (const [index, part] of parts.entries()) {
     shards = Math.max(shards, shardsFor(part.demands, part.bins, opened - sum + (opens[index] as number)));

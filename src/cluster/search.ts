@@ -1,4 +1,4 @@
-import { type Bin, type Demand, lowerBound } from './bound.js';
+import { type Bin, type Demand, IMPOSSIBLE, lowerBound } from './bound.js';
 import type { AxNode, Box } from './cluster.js';
 import type { Cabling, Fabric } from './fabric.js';
 import { type Job, type Pod, podsOfBox, podsOfJob } from './jobs.js';
@@ -130,8 +130,7 @@ class Search {
 
   run(): SearchResult {
     this.#root = this.#boundOfAll();
-    const possible = this.#root.every((value) => value !== Number.POSITIVE_INFINITY);
-    if (possible) {
+    if (this.#root !== IMPOSSIBLE) {
       this.#greedily();
       if (!this.#isOptimal()) this.#chooseBoxes(new Map());
     }
@@ -186,7 +185,7 @@ class Search {
         this.#untake(cablings);
         return { cablings, bound };
       })
-      .filter(({ bound }) => bound.every((value) => value !== Number.POSITIVE_INFINITY))
+      .filter(({ bound }) => bound !== IMPOSSIBLE)
       .sort((a, b) => compareScores(a.bound, b.bound));
     for (const { cablings, bound } of choices.slice(0, FIRST_CHOICES)) {
       if (this.#best && compareScores(bound, this.#best.score) >= 0) return;
@@ -265,7 +264,7 @@ class Search {
     if (!choice || this.#chosen.length === choice.count) {
       const batches = this.#batches();
       const bound = this.#bound(batches);
-      if (this.#best && compareScores(bound, this.#best.score) >= 0) return;
+      if (bound === IMPOSSIBLE || (this.#best && compareScores(bound, this.#best.score) >= 0)) return;
       this.#dive(batches, bound);
       if (this.#best && compareScores(bound, this.#best.score) >= 0) return;
       this.#placePods(itemsOf(batches), 0, new Bans(), this.#startUplink, 0);
@@ -435,7 +434,7 @@ class Search {
     const forOthers = cablings.filter(({ cabling }) => this.#fits(cabling, false));
     const forFirst = choice.first ? cablings.filter(({ cabling }) => this.#fits(cabling, true)) : forOthers;
     const free = forOthers.reduce((sum, cabling) => sum + cabling.free, 0);
-    if (free < choice.count || forFirst.length === 0) return [Number.POSITIVE_INFINITY, 0, 0, 0];
+    if (free < choice.count || forFirst.length === 0) return IMPOSSIBLE;
     const demands = this.#batchesOfPods(this.wanted.pods).map((batch) => this.#demandOf(batch));
     if (choice.first) demands.push(...this.#demandsOfAny(forFirst, podsOfJob, 1));
     demands.push(...this.#demandsOfAny(forOthers, podsOfBox, choice.count));
@@ -554,9 +553,8 @@ class Search {
       this.#record(uplink, shards);
       return;
     }
-    if (this.#best && compareScores(this.#bound(batchesFrom(items, index), uplink, shards), this.#best.score) >= 0) {
-      return;
-    }
+    const bound = this.#bound(batchesFrom(items, index), uplink, shards);
+    if (bound === IMPOSSIBLE || (this.#best && compareScores(bound, this.#best.score) >= 0)) return;
     const candidates = this.#candidates(shape, uplink, bans, true).sort(compareCandidates);
     const mark = bans.mark();
     for (const candidate of candidates) {

@@ -9,7 +9,7 @@ import { drawFrom, randomCluster, randomJob } from './random_clusters.js';
 
 /** Random clusters; several times as many with KVSS_PLACEMENT_RUNS. */
 const RUNS = Number(process.env.KVSS_PLACEMENT_RUNS ?? 3000);
-const MAX_ASSIGNMENTS = 40_000;
+const MAX_ASSIGNMENTS = 2_500;
 
 const podsOf = (snapshot: Snapshot) => snapshot.jobs.flatMap(({ pods }) => pods);
 const boxesOf = (snapshot: Snapshot) => snapshot.jobs.flatMap(({ boxes }) => boxes);
@@ -78,7 +78,7 @@ test(`placements equal the best of all assignments on ${RUNS} random clusters`, 
           statement.rollback(statement.journal.length - 1);
         }
       }
-      const node = `n${draw(0, cluster.nodes.length - 1)}`;
+      const node = cluster.nodes[draw(0, cluster.nodes.length - 1)]?.name as string;
       if (draw(0, 1) === 0) {
         const { snapshot } = statement;
         const leaving = podsOf(snapshot).filter((placed) => placed.node === node);
@@ -99,4 +99,4 @@ test(`placements equal the best of all assignments on ${RUNS} random clusters`, 
   }
   // The clusters are neither too easy nor too hard to say something.
   for (const count of Object.values(seen)) expect(count).toBeGreaterThan(RUNS / 50);
-});
+}, 600_000);

@@ -11,28 +11,60 @@ export function drawFrom(random: () => number): Draw {
 
 /** Few boxes and AX nodes, many of them alike: what can be enumerated, and has symmetry to get wrong. */
 export function randomCluster(draw: Draw): Cluster {
-  const leaves = Array.from({ length: draw(1, 4) }, (_, number) => ({ name: `l${number}`, uplink: draw(1, 2) * 8 }));
+  return draw(0, 2) === 0 ? twins(island(draw, 2, 2)) : island(draw, 3, 4);
+}
+
+function island(draw: Draw, mostBoxes: number, mostNodes: number): Cluster {
+  const leaves = Array.from({ length: draw(1, mostNodes) }, (_, number) => ({
+    name: `l${number}`,
+    uplink: draw(1, 2) * 8,
+  }));
   const leaf = () => `l${draw(0, leaves.length - 1)}`;
   const cablings = Array.from({ length: draw(1, 2) }, () => {
     const domains = Array.from({ length: 4 }, () => Array.from({ length: draw(1, 10) === 1 ? 2 : 1 }, leaf));
-    return { portBandwidth: draw(3, 12), domains };
+    return { portBandwidth: draw(6, 16), domains };
   });
   const kinds = Array.from({ length: draw(1, 2) }, () => ({
-    cores: draw(2, 8),
-    memory: draw(2, 8),
-    nics: Array.from({ length: draw(0, 8) === 0 ? 0 : draw(1, 2) }, () => ({ leaf: leaf(), bandwidth: draw(2, 12) })),
+    cores: draw(3, 12),
+    memory: draw(3, 12),
+    nics: Array.from({ length: draw(0, 8) === 0 ? 0 : draw(1, 2) }, () => ({ leaf: leaf(), bandwidth: draw(4, 20) })),
   }));
   return {
     leaves,
     spine: { bandwidth: 100 },
-    boxes: Array.from({ length: draw(1, 3) }, (_, number) => ({
+    boxes: Array.from({ length: draw(1, mostBoxes) }, (_, number) => ({
       name: `b${number}`,
       ...(cablings[draw(0, cablings.length - 1)] as (typeof cablings)[0]),
     })),
-    nodes: Array.from({ length: draw(1, 4) }, (_, number) => ({
+    nodes: Array.from({ length: draw(1, mostNodes) }, (_, number) => ({
       name: `n${number}`,
       ...(kinds[draw(0, kinds.length - 1)] as (typeof kinds)[0]),
     })),
+  };
+}
+
+/** The same twice: two islands that can change places. */
+function twins({ leaves, spine, boxes, nodes }: Cluster): Cluster {
+  const twin = (name: string) => `${name}t`;
+  return {
+    leaves: [...leaves, ...leaves.map((leaf) => ({ ...leaf, name: twin(leaf.name) }))],
+    spine,
+    boxes: [
+      ...boxes,
+      ...boxes.map((box) => ({
+        ...box,
+        name: twin(box.name),
+        domains: box.domains.map((ports) => ports.map(twin)),
+      })),
+    ],
+    nodes: [
+      ...nodes,
+      ...nodes.map((node) => ({
+        ...node,
+        name: twin(node.name),
+        nics: node.nics.map((nic) => ({ ...nic, leaf: twin(nic.leaf) })),
+      })),
+    ],
   };
 }
 
