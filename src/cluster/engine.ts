@@ -8,7 +8,7 @@ import { type Found, type SearchResult, search, type Wanted } from './search.js'
 import { emptySnapshot, freeze, hashSnapshot, type PlacedJob, type PlacedPod, type Snapshot } from './snapshot.js';
 
 /** Candidates that one search looks at before it answers with the best so far. */
-export const DEFAULT_BUDGET = 200_000;
+export const DEFAULT_BUDGET = 50_000;
 
 /** Snapshots before the current one that an engine can go back to. */
 const MAX_HISTORY = 256;
