@@ -175,8 +175,9 @@ export function line(x1: number, y1: number, x2: number, y2: number, color: stri
   return `<line x1="${x1.toFixed(1)}" y1="${y1.toFixed(1)}" x2="${x2.toFixed(1)}" y2="${y2.toFixed(1)}" stroke="${color}" ${attributes}/>`;
 }
 
-export function rectangle(x: number, y: number, width: number, height: number, color: string): string {
-  return `<rect x="${x.toFixed(1)}" y="${y.toFixed(1)}" width="${width.toFixed(1)}" height="${height.toFixed(1)}" fill="${color}"/>`;
+export function rectangle(x: number, y: number, width: number, height: number, color: string, attributes = ''): string {
+  const place = `x="${x.toFixed(1)}" y="${y.toFixed(1)}" width="${width.toFixed(1)}" height="${height.toFixed(1)}"`;
+  return `<rect ${place} fill="${color}"${attributes === '' ? '' : ` ${attributes}`}/>`;
 }
 
 function escapeXml(content: string): string {
