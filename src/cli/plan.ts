@@ -1,6 +1,11 @@
 import { Command } from 'commander';
+import { planClusterCommand } from './plan_cluster.js';
+import { planPlacementCommand } from './plan_placement.js';
 
 /** `kvss plan`: what a box and a cluster need before anyone buys or boots them. */
 export function planCommand(): Command {
-  return new Command('plan').description('sizes, bandwidth, memory and placement, before anything is bought or booted');
+  return new Command('plan')
+    .description('sizes, bandwidth, memory and placement, before anything is bought or booted')
+    .addCommand(planClusterCommand())
+    .addCommand(planPlacementCommand());
 }

@@ -25,7 +25,11 @@ export interface ManifestFile {
 export function manifestsOf(snapshot: Snapshot, options: ManifestOptions): ManifestFile[] {
   return snapshot.jobs.map((placed) => ({
     name: `${placed.job.name}.yaml`,
-    text: placed.pods.map((pod) => `---\n${new Document(deployment(placed, pod, options)).toString()}`).join(''),
+    text: placed.pods
+      .map(
+        (pod) => `---\n${new Document(deployment(placed, pod, options), { aliasDuplicateObjects: false }).toString()}`,
+      )
+      .join(''),
   }));
 }
 

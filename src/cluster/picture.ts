@@ -16,11 +16,11 @@ const TOP = 84;
 const SPINE = { x: 420, y: TOP, width: 250, height: 34 };
 const LEAF = { x: 490, width: 110, height: 52 };
 const BOX = { x: 40, width: 190, height: 50 };
-const NODE = { x: 840, width: 370, height: 66 };
-const ROW = 78;
+const NODE = { x: 840, width: 370, height: 80 };
+const ROW = 92;
 const CHIP = { width: 44, height: 20 };
 
-const LEAF_COLORS = ['#0f766e', '#7c3aed', '#b45309', '#1d4ed8', '#be185d', '#4d7c0f', '#0369a1', '#a21caf'];
+const LEAF_COLORS = ['#0f766e', '#7c3aed', '#1d4ed8', '#be185d', '#4d7c0f', '#0369a1', '#a21caf', '#57534e'];
 const JOB_COLORS = ['#bfdbfe', '#fde68a', '#bbf7d0', '#fbcfe8', '#ddd6fe', '#fed7aa', '#a5f3fc', '#e5e7eb'];
 const WARNING = '#c2410c';
 
@@ -56,7 +56,7 @@ export function drawCluster(snapshot: Snapshot): string {
   const parts = [
     ...cables(shown.boxes, shown.nodes, places, colors),
     ...spineAndLeaves(cluster, ledger, shown.leaves, places.leaves, colors),
-    ...crossings.flatMap((crossing) => drawCrossing(crossing, places)),
+    ...crossings.flatMap((crossing) => drawCrossing(snapshot, crossing, places)),
     ...shown.boxes.flatMap((box) => drawBox(box, places.boxes.get(box.name) as number, snapshot, colors, jobs)),
     ...shown.nodes.flatMap((node) => drawNode(node, places.nodes.get(node.name) as number, snapshot, ledger, jobs)),
     ...legend(snapshot, jobs, height - 34),
@@ -64,7 +64,7 @@ export function drawCluster(snapshot: Snapshot): string {
   const hidden = cluster.nodes.length - shown.nodes.length;
   const spine =
     crossings.length === 0 ? 'no stream crosses the spine' : `${formatBandwidth(ledger.spine)} cross the spine`;
-  const counts = `${cluster.boxes.length} boxes, ${cluster.nodes.length} AX nodes, ${snapshot.jobs.length} jobs: ${spine}`;
+  const counts = `${cluster.boxes.length} boxes, ${cluster.nodes.length} AX nodes, ${snapshot.jobs.length} ${snapshot.jobs.length === 1 ? 'job' : 'jobs'}: ${spine}`;
   const subtitle = hidden > 0 ? `${counts} (${hidden} AX nodes are not in the picture)` : counts;
   return svgPicture(WIDTH, height, 'Placement on rails', subtitle, `${counts}. ${summary(placed)}`, parts);
 }
@@ -181,18 +181,22 @@ function spineAndLeaves(
   return parts;
 }
 
-/** The way of streams from the domain to the leaf, over the spine, and from the other leaf to the AX node. */
-function drawCrossing({ box, domain, boxLeaf, nodeLeaf, node }: Crossing, places: Places): string[] {
-  const known =
-    places.boxes.has(box) && places.nodes.has(node) && places.leaves.has(boxLeaf) && places.leaves.has(nodeLeaf);
-  if (!known) return [];
-  const from = (places.boxes.get(box) as number) + ((domain + 0.5) * BOX.height) / 4;
-  const to = (places.nodes.get(node) as number) + NODE.height / 2;
-  const [first, second] = [leafY(boxLeaf, places), leafY(nodeLeaf, places)];
-  const over = SPINE.y + SPINE.height;
-  const right = LEAF.x + LEAF.width;
-  const path = `M${BOX.x + BOX.width} ${from.toFixed(1)} L${LEAF.x} ${first.toFixed(1)} C${LEAF.x - 60} ${over} ${right + 60} ${over} ${right} ${second.toFixed(1)} L${NODE.x} ${to.toFixed(1)}`;
-  return [`<path d="${path}" fill="none" stroke="${WARNING}" stroke-width="2" stroke-dasharray="6 4"/>`];
+/** Streams that cross the spine, from the domain to its leaf and from the other leaf to the AX node; uplinks are drawn by load. */
+function drawCrossing({ cluster }: Snapshot, crossing: Crossing, places: Places): string[] {
+  const box = cluster.boxes.find(({ name }) => name === crossing.box) as Box;
+  const node = cluster.nodes.find(({ name }) => name === crossing.node) as AxNode;
+  const look = 'stroke-width="2.5" stroke-dasharray="6 4"';
+  const parts: string[] = [];
+  if (places.boxes.has(box.name) && places.leaves.has(crossing.boxLeaf)) {
+    const [from, to] = [domainY(box, crossing.domain, places), leafY(crossing.boxLeaf, places)];
+    parts.push(line(BOX.x + BOX.width, from, LEAF.x, to, WARNING, look));
+  }
+  if (places.nodes.has(node.name) && places.leaves.has(crossing.nodeLeaf)) {
+    const leaves = leavesOf(node);
+    const to = nicY(node.name, leaves.indexOf(crossing.nodeLeaf), leaves.length, places);
+    parts.push(line(LEAF.x + LEAF.width, leafY(crossing.nodeLeaf, places), NODE.x - 6, to, WARNING, look));
+  }
+  return parts;
 }
 
 function drawBox(
@@ -257,26 +261,24 @@ function drawNode(
       chips.set(key, chip);
     }
   }
-  let x = NODE.x + 10;
   const room = NODE.x + NODE.width - 10;
   const all = [...chips.values()].sort((a, b) => Number(b.driver) - Number(a.driver));
+  let [x, top] = [NODE.x + 10, y + 29];
+  const lastRow = top + CHIP.height + 5;
   for (const [index, { label, color, count, driver }] of all.entries()) {
     const content = count > 1 ? `${count} ${label}` : label;
     const width = count > 1 ? CHIP.width + 14 : CHIP.width;
-    if (x + width > room - (index < all.length - 1 ? 34 : 0)) {
-      parts.push(text(x, y + 48, `+${all.length - index}`, 'font-size="11"', FAINT));
+    if (top < lastRow && x + width > room) [x, top] = [NODE.x + 10, lastRow];
+    const middle = top + 14;
+    // Room is left for the number of those that are not shown.
+    if (x + width > room - (top === lastRow && index < all.length - 1 ? 34 : 0)) {
+      parts.push(text(x, middle, `+${all.length - index}`, 'font-size="11"', FAINT));
       break;
     }
-    parts.push(rectangle(x, y + 34, width, CHIP.height, color, driver ? `stroke="${INK}" stroke-width="2"` : ''));
-    parts.push(
-      text(
-        x + width / 2,
-        y + 48,
-        content,
-        `text-anchor="middle" font-size="11"${driver ? ' font-weight="700"' : ''}`,
-        INK,
-      ),
-    );
+    const frame = driver ? `stroke="${INK}" stroke-width="2"` : '';
+    const weight = driver ? ' font-weight="700"' : '';
+    parts.push(rectangle(x, top, width, CHIP.height, color, frame));
+    parts.push(text(x + width / 2, middle, content, `text-anchor="middle" font-size="11"${weight}`, INK));
     x += width + 6;
   }
   return parts;
