@@ -394,7 +394,7 @@ export class Statement {
     }
     const free = ledger.boxTaken.filter((taken) => taken === 0).length;
     if (wanted.boxes && wanted.boxes.count > free) {
-      return none(`it needs ${wanted.boxes.count} boxes, and ${free} are free`);
+      return none(`boxes that it needs at least: ${wanted.boxes.count}, free ones: ${free}`);
     }
     for (const pod of this.#examples(ledger, wanted)) {
       const reasons = obstaclesOf(ledger, pod, this.options);
