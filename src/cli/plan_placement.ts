@@ -239,8 +239,10 @@ function notesOn({ operation, subject, boxes, missingBoxes, moves, score, bound,
       `${operation} ${subject}: ${missingBoxes} ${missingBoxes === 1 ? 'box' : 'boxes'} fewer than the session wants`,
     );
   for (const { pod, from, to } of moves) lines.push(`${pod}: ${from} -> ${to}`);
-  if (score && bound && !complete) {
-    const level = score.findIndex((value, index) => value !== bound[index]);
+  const level = score ? score.findIndex((value, index) => value !== bound?.[index]) : -1;
+  if (!complete && level === -1)
+    lines.push(`${operation} ${subject}: the budget ended the search for a larger session`);
+  if (!complete && score && bound && level !== -1) {
     const [at, best] = [describeLevel(level, score), describeLevel(level, bound)];
     lines.push(
       `${operation} ${subject}: the budget ended the search; ${LEVELS[level]} is ${at}, no placement has less than ${best}`,

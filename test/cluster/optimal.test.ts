@@ -7,8 +7,8 @@ import { seededRandom } from '../../src/common/random.js';
 import { type BruteRules, bestOfBoxes, bestOfPods, judge } from './brute_force.js';
 import { drawFrom, randomCluster, randomJob } from './random_clusters.js';
 
-/** Random clusters; several times as many with KVSS_PLACEMENT_RUNS. */
-const RUNS = Number(process.env.KVSS_PLACEMENT_RUNS ?? 3000);
+/** Random clusters; `KVSS_TEST_EFFORT` is a factor. */
+const RUNS = Math.ceil(2000 * Number(process.env.KVSS_TEST_EFFORT ?? 1));
 const MAX_ASSIGNMENTS = 2_500;
 
 const podsOf = (snapshot: Snapshot) => snapshot.jobs.flatMap(({ pods }) => pods);
