@@ -4,7 +4,7 @@ import { Command, InvalidArgumentError } from 'commander';
 import { readCluster } from '../cluster/cluster.js';
 import { describeCrossing } from '../cluster/crossings.js';
 import { DEFAULT_BUDGET, type Decision, PlacementEngine, type Statement } from '../cluster/engine.js';
-import { describeLevel, type Explanation, explain } from '../cluster/explain.js';
+import { type Alternative, describeLevel, type Explanation, explain } from '../cluster/explain.js';
 import { readJobs } from '../cluster/jobs.js';
 import { Ledger, type Rules } from '../cluster/ledger.js';
 import { manifestsOf } from '../cluster/manifests.js';
@@ -104,6 +104,23 @@ function plan(flags: PlacementFlags): void {
   for (const { crossings } of statement.journal) {
     for (const crossing of crossings) console.error(`kvss: warning: ${describeCrossing(crossing)}`);
   }
+  for (const warning of oversubscribed(snapshot)) console.error(`kvss: warning: ${warning}`);
+}
+
+/** Uplinks and a spine that streams may ask more of than they carry. */
+function oversubscribed(snapshot: Snapshot): string[] {
+  const ledger = new Ledger(snapshot);
+  const { leaves, spine } = snapshot.cluster;
+  const over = (what: string, load: number, bandwidth: number) =>
+    load > bandwidth
+      ? [`${what} carries ${formatBandwidth(bandwidth)}, streams may ask for ${formatBandwidth(load)}`]
+      : [];
+  return [
+    ...over('the spine', ledger.spine, spine.bandwidth),
+    ...leaves.flatMap(({ name, uplink }, leaf) =>
+      over(`the uplink of ${name}`, ledger.uplinkLoad[leaf] as number, uplink),
+    ),
+  ];
 }
 
 /** Everything that is asked for, in one statement; answers the milliseconds of each decision. */
@@ -252,12 +269,20 @@ function notesOn({ operation, subject, boxes, missingBoxes, moves, score, bound,
 }
 
 function describeExplanation({ operation, subject }: Decision, { boxes, pods }: Explanation): string[] {
-  const line = ({ names, verdict, reason }: Explanation['boxes'][0]) =>
-    `    ${someOf(names)}: ${verdict === 'chosen' ? 'chosen' : `${verdict === 'worse' ? 'worse: ' : ''}${reason}`}`;
   const lines = [`why ${operation} ${subject}`];
-  if (boxes.length > 0) lines.push('  boxes', ...boxes.map(line));
-  for (const { pod, alternatives } of pods) lines.push(`  ${pod}`, ...alternatives.map(line));
+  if (boxes.length > 0) lines.push('  boxes', ...describeAlternatives(boxes));
+  for (const { pod, alternatives } of pods) lines.push(`  ${pod}`, ...describeAlternatives(alternatives));
   return [...lines, ''];
+}
+
+/** One line for all that have the same said of them. */
+function describeAlternatives(alternatives: readonly Alternative[]): string[] {
+  const named = new Map<string, string[]>();
+  for (const { names, verdict, reason } of alternatives) {
+    const what = verdict === 'chosen' ? verdict : verdict === 'worse' ? `worse: ${reason}` : reason;
+    named.set(what, [...(named.get(what) ?? []), ...names]);
+  }
+  return [...named].map(([what, names]) => `    ${someOf(names)}: ${what}`);
 }
 
 function someOf(names: readonly string[]): string {
