@@ -1,6 +1,7 @@
 import { localError } from '../common/errors.js';
 import type { Cluster } from './cluster.js';
 import { type Crossing, crossingsOf, describeCrossing } from './crossings.js';
+import { fabricOf } from './fabric.js';
 import { type Job, type Pod, podsOfBox, podsOfJob } from './jobs.js';
 import { Ledger, type Obstacle, type Rules } from './ledger.js';
 import { compareScores, type ScoreVector } from './score.js';
@@ -70,6 +71,8 @@ export class PlacementEngine {
 
   constructor(start: Cluster | Snapshot, options: PlacementOptions = {}) {
     this.#snapshot = 'version' in start ? freeze(start) : emptySnapshot(start);
+    // What follows from the cables is worked out once, and not by the first placement.
+    fabricOf(this.#snapshot.cluster);
     const { exclusion = true, rejectSpine = false, budget = DEFAULT_BUDGET } = options;
     this.#options = { exclusion, rejectSpine, budget };
   }
