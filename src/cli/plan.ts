@@ -1,7 +1,9 @@
 import { Command } from 'commander';
 import { planBandwidthCommand } from './plan_bandwidth.js';
+import { planClusterCommand } from './plan_cluster.js';
 import { planMemoryCommand } from './plan_memory.js';
 import { planModelCommand } from './plan_model.js';
+import { planPlacementCommand } from './plan_placement.js';
 
 /** `kvss plan`: what a box and a cluster need before anyone buys or boots them. */
 export function planCommand(): Command {
@@ -9,5 +11,7 @@ export function planCommand(): Command {
     .description('sizes, bandwidth, memory and placement, before anything is bought or booted')
     .addCommand(planModelCommand())
     .addCommand(planBandwidthCommand())
-    .addCommand(planMemoryCommand());
+    .addCommand(planMemoryCommand())
+    .addCommand(planClusterCommand())
+    .addCommand(planPlacementCommand());
 }
