@@ -311,4 +311,21 @@ describe.each(SHAPES)('with a draft, %j', (shape) => {
     expect((await fresh.speculate(greedy(first.logits), 8)).tokens).toEqual(tokens);
     await fresh.close();
   });
+
+  test('a draft that fails in the background leaves its columns unstored, and close() says so', async () => {
+    await using decoder = await open();
+    const prompt = tokensOf(57, 190);
+    const sequence = decoder.openSequence({ isolationId: 'background' });
+    draft.before = () => {
+      throw new Error('out of memory');
+    };
+    const { logits } = await sequence.prefill(prompt);
+    // The target goes on alone.
+    const next = await sequence.decode(greedy(logits));
+    expect(next).toHaveLength(512);
+    await expect(sequence.close()).rejects.toThrow('out of memory');
+    draft.before = () => {};
+    expect(decoder.driver.columns).toBe(0);
+    expect((await look(decoder, 'background', prompt)).cachedTokens).toBe(0);
+  });
 });
