@@ -53,21 +53,22 @@ export class KvState {
     return this.#capacity;
   }
 
-  /** Makes room for so many tokens; what is there stays. */
+  /** Makes room for so many tokens; what is there stays. Throws a RangeError without memory, and has changed nothing then. */
   reserve(tokens: number): void {
     if (tokens <= this.#capacity) return;
     const capacity = Math.ceil(tokens / STEP_TOKENS) * STEP_TOKENS;
-    for (const memory of this.#planes) {
-      const { heads, rowBytes } = memory.plane;
+    const [from, to] = this.shared ? [this.#capacity, capacity] : [this.#length, this.#length];
+    // All of it before anything changes: where memory is short, every plane stays what it was.
+    const grown = this.#planes.map(({ plane: { heads, rowBytes }, bytes: old }) => {
       const bytes = new Uint8Array(heads * capacity * rowBytes);
-      const [from, to] = this.shared ? [this.#capacity, capacity] : [this.#length, this.#length];
+      const spare = this.shared ? NO_BYTES : new Uint8Array(bytes.length);
       for (let head = 0; head < heads; head += 1) {
         const start = head * from * rowBytes;
-        bytes.set(memory.bytes.subarray(start, start + this.#length * rowBytes), head * to * rowBytes);
+        bytes.set(old.subarray(start, start + this.#length * rowBytes), head * to * rowBytes);
       }
-      memory.bytes = bytes;
-      if (!this.shared) memory.spare = new Uint8Array(bytes.length);
-    }
+      return { bytes, spare };
+    });
+    for (const [index, memory] of this.#planes.entries()) Object.assign(memory, grown[index]);
     this.#capacity = capacity;
     this.#sharedTensors = undefined;
   }
