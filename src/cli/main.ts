@@ -4,6 +4,7 @@ import { KvssError } from '../common/errors.js';
 import { VERSION } from '../common/version.js';
 import { benchCommand } from './bench.js';
 import { demoCommand } from './demo.js';
+import { demoModelCommand } from './demo_model.js';
 import { planCommand } from './plan.js';
 import { replayCommand } from './replay.js';
 import { serveCommand } from './serve.js';
@@ -18,6 +19,7 @@ const program = new Command('kvss')
   .addCommand(replayCommand())
   .addCommand(waferCommand())
   .addCommand(demoCommand())
+  .addCommand(demoModelCommand())
   .addCommand(benchCommand())
   .addCommand(planCommand())
   .exitOverride();

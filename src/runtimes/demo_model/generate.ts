@@ -71,7 +71,8 @@ export async function generateDemoModel(directory: string, options: DemoModelOpt
     await rm(temporary, { recursive: true, force: true });
     // Somebody else may have been faster.
     if (await isThere(target, label)) return made;
-    throw localError('KVSS_BAD_INPUT', `cannot write a model to ${target}: ${messageOf(thrown)}`, thrown);
+    if (!(thrown instanceof Error && 'syscall' in thrown)) throw thrown;
+    throw localError('KVSS_BAD_INPUT', `cannot write a model to ${target}: ${thrown.message}`, thrown);
   }
   return made;
 }

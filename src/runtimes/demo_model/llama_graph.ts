@@ -1,10 +1,7 @@
 import { type BuiltGraph, GraphBuilder } from './graph_builder.js';
 import { ELEMENT_TYPES, type ElementType } from './onnx_format.js';
-import type { DemoModelSettings } from './options.js';
+import { type DemoModelSettings, NORM_EPSILON } from './options.js';
 import type { Filling, WeightType } from './weights.js';
-
-/** Of the root of the mean of squares. */
-export const NORM_EPSILON = 1e-5;
 
 /**
  * How large random weights are. A matrix with n inputs has a deviation of gain / sqrt(n), so that inputs of deviation 1,
@@ -21,7 +18,10 @@ export const NORM_EPSILON = 1e-5;
 const GAINS = { query: 2, key: 2, value: 1, output: 1.5, gate: 1, up: 1, down: 1.5, logits: 4 };
 /** Norms of layers differ a little from 1, so that a wrong one shows. */
 const NORM_DEVIATION = 0.1;
-/** What layers that the draft lacks add, against other layers. */
+/**
+ * What layers that the draft lacks add, against other layers: the draft then has the same most likely token as its target
+ * in 69 to 78 of 100 places of greedy text, over the sizes. With 1 it has it in 4 to 6.
+ */
 const QUIET_GAIN = 0.1;
 
 /** Builds the graph of a decoder with weights in `dataFile`. */

@@ -1,5 +1,4 @@
-import { NORM_EPSILON } from './llama_graph.js';
-import type { DemoModelSettings } from './options.js';
+import { type DemoModelSettings, NORM_EPSILON } from './options.js';
 
 /** The config.json of a model, as Hugging Face has it. */
 export function huggingFaceConfig(settings: DemoModelSettings): Record<string, unknown> {

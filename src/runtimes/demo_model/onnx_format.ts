@@ -55,6 +55,8 @@ const LOCATION_EXTERNAL = 1;
 
 const field = (type: string, id: number) => ({ type, id });
 const repeated = (type: string, id: number) => ({ rule: 'repeated', type, id });
+/** One tag a number, as in all files of ONNX: its schema is of the older syntax. */
+const integers = (id: number) => ({ ...repeated('int64', id), options: { packed: false } });
 
 /** The messages and fields of onnx.proto that are used here. */
 const ROOT = protobuf.Root.fromJSON({
@@ -92,7 +94,7 @@ const ROOT = protobuf.Root.fromJSON({
         name: field('string', 1),
         f: field('float', 2),
         i: field('int64', 3),
-        ints: repeated('int64', 8),
+        ints: integers(8),
         type: field('int32', 20),
       },
     },
@@ -103,7 +105,7 @@ const ROOT = protobuf.Root.fromJSON({
     TensorDimension: { fields: { dimValue: field('int64', 1), dimParam: field('string', 2) } },
     Tensor: {
       fields: {
-        dims: repeated('int64', 1),
+        dims: integers(1),
         dataType: field('int32', 2),
         name: field('string', 8),
         rawData: field('bytes', 9),

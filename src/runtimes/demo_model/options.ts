@@ -27,7 +27,7 @@ const shape = (
   intermediateSize: number,
 ): DemoShape => ({ vocabularySize, hiddenSize, layers, heads, keyValueHeads, headDim, intermediateSize });
 
-/** Shapes by their number of parameters: 1,049,728, 5,115,136, 25,305,600 and 100,682,496, head not tied. */
+/** Shapes by their number of parameters: 1,049,728, 5,114,112, 25,303,552 and 100,682,496, where the head is not tied. */
 export const DEMO_SIZES = {
   '1M': shape([1024, 128, 4], [4, 2, 32], 384),
   '5M': shape([4096, 256, 4], [8, 2, 32], 768),
@@ -58,9 +58,16 @@ export interface DemoModelOptions extends Partial<DemoShape> {
   readonly maxPositions?: number;
   /** The same seed gives the same bytes. 1 if left out. */
   readonly seed?: number;
-  /** Makes a draft model besides, and a model that it agrees with often. */
+  /**
+   * Makes a draft model besides, for speculative decoding, and a model that it agrees with often. The draft is the first
+   * quarter of the layers with the same embedding and head. Two models with random weights would never agree: what the
+   * other layers of the model add is scaled down, so they still change what it says, but not each time.
+   */
   readonly draft?: boolean;
 }
+
+/** Is added to the mean of squares before its root is taken. */
+export const NORM_EPSILON = 1e-5;
 
 /** Everything that decides what is in the files. */
 export interface DemoModelSettings extends DemoShape {
