@@ -278,7 +278,7 @@ function buildsOf(killer) {
       return [`build/fuzz:fuzz_${killer.target}`];
     case 'vitest':
       if (killer.file.startsWith('test/core/shard_core')) return ['build-tests:kvss_testing'];
-      if (/^test\/(e2e|conformance|fuzz)\//.test(killer.file)) return ['build/native:kvss', 'dist'];
+      if (/^test\/(e2e|conformance|fuzz|runtimes)\//.test(killer.file)) return ['build/native:kvss', 'dist'];
       // A driver loads the addon, also where its links are simulated.
       if (/^test\/(model|unit)\//.test(killer.file)) return ['build/native:kvss'];
       return [];

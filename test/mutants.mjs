@@ -9,6 +9,7 @@ import { driver } from './mutants/driver.mjs';
 import { engine } from './mutants/engine.mjs';
 import { groupLines } from './mutants/groups.mjs';
 import { links } from './mutants/links.mjs';
+import { onnx } from './mutants/onnx.mjs';
 import { orders } from './mutants/orders.mjs';
 import { policies } from './mutants/policies.mjs';
 import { prefixes } from './mutants/prefixes.mjs';
@@ -28,4 +29,5 @@ export const mutants = [
   ...policies,
   ...resume,
   ...daemon,
+  ...onnx,
 ];

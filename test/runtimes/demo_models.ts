@@ -27,6 +27,15 @@ export interface TinyModel {
   readonly config: unknown;
 }
 
+const made = new Map<string, DemoModelFiles>();
+
+/** All files of a model that was made here. */
+export function filesOf(model: string): DemoModelFiles {
+  const files = made.get(model);
+  if (!files) throw new Error(`nobody has made ${model}`);
+  return files;
+}
+
 /** Makes models in a directory, each once. */
 export class TinyModels {
   constructor(private readonly scratch: Scratch) {}
@@ -42,9 +51,11 @@ export class TinyModels {
     return { target: await read(files), draft: await read(files.draft) };
   }
 
-  #filesOf(options: DemoModelOptions): Promise<DemoModelFiles> {
+  async #filesOf(options: DemoModelOptions): Promise<DemoModelFiles> {
     const name = JSON.stringify(options).replaceAll(/\W+/g, '_');
-    return generateDemoModel(this.scratch.file(`model${name}`), { ...TINY, ...options });
+    const files = await generateDemoModel(this.scratch.file(`model${name}`), { ...TINY, ...options });
+    made.set(files.model, files);
+    return files;
   }
 }
 

@@ -1,5 +1,5 @@
 import * as fc from 'fast-check';
-import { expect, test } from 'vitest';
+import { afterEach, expect, test, vi } from 'vitest';
 import type { KvDtype, Plane } from '../../src/runtimes/onnx/decoder_graph.js';
 import { KvState } from '../../src/runtimes/onnx/kv_state.js';
 import { settings } from '../model/property_settings.js';
@@ -14,6 +14,8 @@ const bytesOf = ({ data }: { data: unknown }) => {
   const { buffer, byteOffset, byteLength } = data as Uint8Array;
   return new Uint8Array(buffer, byteOffset, byteLength);
 };
+
+afterEach(() => vi.unstubAllGlobals());
 
 type Command =
   | { readonly run: number; readonly fails: boolean }
@@ -108,3 +110,32 @@ test.each([false, true])('is a list of rows in each head, whatever is done to it
     settings(60),
   );
 });
+
+test.each([false, true])(
+  'memory that cannot be had changes nothing, wherever it ends (shared memory: %s)',
+  (shared) => {
+    const planes = planesOf(new Array(4).fill([2, 1]), 'fp32');
+    for (let failing = 1; failing <= 4; failing += 1) {
+      const state = new KvState({ planes, dtype: 'fp32' }, shared);
+      state.layOut(200);
+      const rowsOf = (plane: number) => [0, 1].map((head) => [...state.rows(plane, head, 0, 200)]);
+      for (const plane of planes.keys())
+        for (const head of [0, 1]) state.rows(plane, head, 0, 200).fill(1 + 2 * plane + head);
+      const before = [...planes.keys()].map(rowsOf);
+      let asked = 0;
+      class ScarceArray extends Uint8Array {
+        constructor(...args: [number]) {
+          asked += 1;
+          if (asked === failing) throw new RangeError('Array buffer allocation failed');
+          super(...args);
+        }
+      }
+      vi.stubGlobal('Uint8Array', ScarceArray);
+      expect(() => state.reserve(1000)).toThrow('allocation failed');
+      vi.unstubAllGlobals();
+      expect([...planes.keys()].map(rowsOf)).toEqual(before);
+      state.reserve(1000);
+      expect([...planes.keys()].map(rowsOf)).toEqual(before);
+    }
+  },
+);

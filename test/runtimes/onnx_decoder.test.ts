@@ -96,3 +96,20 @@ test('a generation ends with a stop token, and tells what it has found', async (
   const next = joined(PROMPT, answer.slice(0, 20), tokensOf(2, 30));
   expect((await look(decoder, 'acme', next)).cachedTokens).toBe(answer.indexOf(stop) >= 20 ? 320 : 256);
 });
+
+test('any model with the vocabulary of the target can be its draft: another dtype, other heads, windows of its own', async () => {
+  const draft = await models.make({
+    ...{ layers: 2, heads: 2, keyValueHeads: 1, headDim: 32, dtype: 'fp16', attention: 'fused', seed: 3 },
+    slidingWindow: { tokens: 70, pattern: 2 },
+  });
+  await using decoder = await openDecoder(tiny, addresses(1), { draft });
+  expect(decoder.driver.groups.map(({ name }) => name).sort()).toEqual(['draft', 'draft_sliding', 'full']);
+  const answer = await plain.continuation(PROMPT, 40, 512);
+  for (const cachedTokens of [0, 256]) {
+    const generation = decoder.generate(PROMPT, { isolationId: 'acme', maxTokens: 40 });
+    const tokens: number[] = [];
+    for await (const token of generation) tokens.push(token);
+    expect(tokens).toEqual(answer);
+    expect([generation.cachedTokens, generation.proposed > 0]).toEqual([cachedTokens, true]);
+  }
+});

@@ -181,5 +181,7 @@ test('a state that is given back is empty for the next one', async () => {
 test('a graph that does not run is refused with what ONNX Runtime says', async () => {
   const fake = new FakeSession({ inputs: [MASK] });
   fake.failure = new Error('no kernel');
-  expect(await refusalOf(() => OnnxModel.create(fake.session))).toMatch(/^model: it does not run: no kernel/);
+  expect(await refusalOf(() => OnnxModel.create(fake.session))).toMatch(
+    /^model: it does not run one token and then two behind it: no kernel/,
+  );
 });

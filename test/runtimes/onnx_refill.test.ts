@@ -15,13 +15,16 @@ const WINDOW = { tokens: 96, pattern: 2 };
 
 const MOST_COLUMNS = Math.floor(TEXT.length / 64);
 
+const EFFORT = Number(process.env.KVSS_TEST_EFFORT ?? 1);
+const tell = EFFORT > 1 ? console.log : () => {};
+
 /** Whether a hit of so many columns is tried with a prompt of this length. Long ones take their time: without effort a few. */
 function tried(link: string, length: number, columns: number): boolean {
   const most = Math.floor(length / 64);
   if (columns > most) return false;
-  if (Number(process.env.KVSS_TEST_EFFORT ?? 1) > 1) return true;
+  if (EFFORT > 1) return true;
   // TCP is the same code behind the slots.
-  const few = link === 'TCP' ? [0, 1, most] : [0, 1, 2, 7, 8, 9, most - 1, most];
+  const few = link === 'TCP' ? [0, 1, most] : [0, 1, 2, 8, 9, most];
   return few.includes(columns) && (link !== 'TCP' || length === 128 || length === 576);
 }
 
@@ -53,13 +56,15 @@ describe.each(CASES)('$options over $link', ({ options, link, addressOf }) => {
     await using decoder = await openDecoder(tiny, [addressOf(daemon)], { prefillChunkTokens: CHUNK });
     const single = new Map<number, Float32Array>();
     for (const length of LENGTHS) single.set(length, (await plain.run(plain.nothing, TEXT.subarray(0, length))).logits);
-    let [equal, cases] = [0, 0];
+    let [equal, cases, farthest] = [0, 0, 0];
     for (let columns = 0; columns <= MOST_COLUMNS; columns += 1) {
+      const lengths = LENGTHS.filter((length) => tried(link, length, columns));
+      if (lengths.length === 0) continue;
       const tenant = `has ${columns} columns`;
       const stored = TEXT.subarray(0, columns * 64);
       if (columns > 0) expect(await store(decoder, tenant, stored)).toBe(0);
       const { past } = await plain.runInChunks(stored, columns === 0 ? [] : chunkEnds(0, stored.length, CHUNK));
-      for (const length of LENGTHS.filter((each) => tried(link, each, columns))) {
+      for (const length of lengths) {
         const prompt = TEXT.subarray(0, length);
         // At least the last token is computed.
         const reused = Math.min(stored.length, length - 1);
@@ -70,10 +75,13 @@ describe.each(CASES)('$options over $link', ({ options, link, addressOf }) => {
         if (sameBits(logits, chunked.logits)) equal += 1;
         // A single run is not the same as chunks of it, with or without a cache: products of other shapes round otherwise.
         const one = single.get(length) as Float32Array;
-        expect(distance(logits, one)).toBeLessThanOrEqual(distance(chunked.logits, one));
+        const off = distance(chunked.logits, one);
+        farthest = Math.max(farthest, off);
+        expect(distance(logits, one)).toBeLessThanOrEqual(off);
       }
     }
     expect([equal, cases]).toEqual([cases, cases]);
+    tell(`${JSON.stringify(options)} over ${link}: ${equal} of ${cases} equal, chunks ${farthest} from one run`);
     await plain.release();
   });
 });

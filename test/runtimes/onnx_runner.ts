@@ -1,5 +1,5 @@
 import ort from 'onnxruntime-node';
-import { fromFloat16Bits } from '../../src/common/float16.js';
+import { fromFloat16Array } from '../../src/common/float16.js';
 import type { DemoModelFiles } from '../../src/runtimes/demo_model/generate.js';
 
 export type Tensors = Record<string, ort.Tensor>;
@@ -75,7 +75,7 @@ export function cacheOf(outputs: Tensors): Tensors {
 /** The numbers of a tensor of 16 or 32 bits. */
 export function numbersOf(tensor: ort.Tensor | undefined): Float32Array {
   if (tensor?.data instanceof Float32Array) return tensor.data;
-  return Float32Array.from(tensor?.data as Uint16Array, fromFloat16Bits);
+  return fromFloat16Array(tensor?.data as Uint16Array);
 }
 
 /** Rows of the last dimension. */

@@ -1,9 +1,9 @@
-import { InferenceSession, Tensor } from 'onnxruntime-node';
-import { fromFloat16Array } from '../../src/common/float16.js';
-import { SESSION_OPTIONS } from './demo_models.js';
+import { Tensor } from 'onnxruntime-node';
+import { filesOf } from './demo_models.js';
+import { cacheOf, OnnxRunner, rowsOf, type Tensors } from './onnx_runner.js';
 
 /** Keys and values by the name of their input, [1, heads, tokens, dim]. */
-export type Past = ReadonlyMap<string, Tensor>;
+export type Past = Tensors;
 
 type Numbers = Float32Array | Uint16Array;
 
@@ -12,50 +12,25 @@ type Numbers = Float32Array | Uint16Array;
  * is used again, nothing of the adapter.
  */
 export class PlainDecoder {
-  private constructor(private readonly session: InferenceSession) {}
+  private constructor(private readonly runner: OnnxRunner) {}
 
   static async load(model: string): Promise<PlainDecoder> {
-    return new PlainDecoder(await InferenceSession.create(model, SESSION_OPTIONS));
+    return new PlainDecoder(await OnnxRunner.open(filesOf(model)));
   }
 
   release(): Promise<void> {
-    return this.session.release();
+    return this.runner.session.release();
   }
 
   /** The past of an empty sequence. */
   get nothing(): Past {
-    const pasts = this.session.inputMetadata.filter(({ name }) => name.startsWith('past_key_values.'));
-    return new Map(
-      pasts.map((input) => {
-        if (!input.isTensor) throw new Error('no tensor');
-        const [, heads, , dim] = input.shape as [unknown, number, unknown, number];
-        return [input.name, tensorOf(input.type, numbersOf(input.type, 0), [1, heads, 0, dim])];
-      }),
-    );
+    return this.runner.cache();
   }
 
   /** Runs tokens behind a past: the logits behind the last one, and all keys and values. */
   async run(past: Past, tokens: Uint32Array): Promise<{ logits: Float32Array; past: Past }> {
-    const before = lengthOf(past);
-    const feeds: Record<string, Tensor> = Object.fromEntries(past);
-    const { length } = tokens;
-    const whole = (numbers: readonly number[]) =>
-      new Tensor('int64', BigInt64Array.from(numbers, BigInt), [1, numbers.length]);
-    feeds.input_ids = whole([...tokens]);
-    feeds.attention_mask = whole(new Array(before + length).fill(1));
-    if (this.session.inputNames.includes('position_ids')) {
-      feeds.position_ids = whole(Array.from({ length }, (_, at) => before + at));
-    }
-    const outputs = await this.session.run(feeds);
-    const logits = outputs.logits as Tensor;
-    const vocabulary = logits.dims[2] as number;
-    const last = (logits.data as Numbers).slice((length - 1) * vocabulary);
-    return {
-      logits: logits.type === 'float32' ? (last as Float32Array) : fromFloat16Array(last as Uint16Array),
-      past: new Map(
-        [...past.keys()].map((name) => [name, outputs[name.replace('past_key_values', 'present')] as Tensor]),
-      ),
-    };
+    const outputs = await this.runner.run([...tokens], past);
+    return { logits: (rowsOf(outputs.logits).at(-1) as Float32Array).slice(), past: cacheOf(outputs) };
   }
 
   /** Runs tokens in chunks that end where `ends` says; the last one is that of the tokens. */
@@ -92,25 +67,20 @@ export function chunkEnds(from: number, to: number, chunk: number): number[] {
   return [...ends, to];
 }
 
-export const lengthOf = (past: Past) => [...past.values()][0]?.dims[2] as number;
+const lengthOf = (past: Past) => Object.values(past)[0]?.dims[2] as number;
 
 /** The first tokens of a past. */
 export function cut(past: Past, tokens: number): Past {
-  return new Map(
-    [...past].map(([name, { type, dims, data }]) => {
+  return Object.fromEntries(
+    Object.entries(past).map(([name, { type, dims, data }]) => {
       const [, heads, length, dim] = dims as [number, number, number, number];
-      const numbers = numbersOf(type, heads * tokens * dim);
+      const all = data as Numbers;
+      const numbers = all.slice(0, heads * tokens * dim);
       for (let head = 0; head < heads; head += 1) {
         const from = head * length * dim;
-        numbers.set((data as Numbers).subarray(from, from + tokens * dim), head * tokens * dim);
+        numbers.set(all.subarray(from, from + tokens * dim), head * tokens * dim);
       }
-      return [name, tensorOf(type, numbers, [1, heads, tokens, dim])];
+      return [name, new Tensor(type as 'float32', numbers as Float32Array, [1, heads, tokens, dim])];
     }),
   );
 }
-
-const numbersOf = (type: string, count: number): Numbers =>
-  type === 'float32' ? new Float32Array(count) : new Uint16Array(count);
-
-const tensorOf = (type: string, numbers: Numbers, dims: number[]) =>
-  new Tensor(type as 'float32', numbers as Float32Array, dims);

@@ -54,29 +54,31 @@ export class KvState {
     return this.#capacity;
   }
 
-  /** Makes room for so many tokens; what is there stays. */
+  /** Makes room for so many tokens; what is there stays. Throws a RangeError without memory, and has changed nothing then. */
   reserve(tokens: number): void {
     if (tokens <= this.#capacity) return;
-    const before = this.#capacity;
-    this.#capacity = Math.ceil(tokens / STEP_TOKENS) * STEP_TOKENS;
-    this.#sharedTensors = undefined;
-    for (const memory of this.#planes) {
+    const capacity = Math.ceil(tokens / STEP_TOKENS) * STEP_TOKENS;
+    // All of it before anything changes: where memory is short, every plane stays what it was.
+    const memories = this.#planes.map(({ plane: { heads, rowBytes }, bytes, spare }) => {
+      const needed = heads * capacity * rowBytes;
+      // That of an earlier sequence may be enough.
+      if (bytes.length >= needed) return { bytes, spare };
+      return { bytes: new Uint8Array(needed), spare: this.shared ? NO_BYTES : new Uint8Array(needed) };
+    });
+    for (const [index, memory] of this.#planes.entries()) {
       const { heads, rowBytes } = memory.plane;
       const { bytes: old } = memory;
-      const bytes = heads * this.#capacity * rowBytes;
-      // Memory of an earlier sequence may be enough for it.
-      if (old.length < bytes) {
-        memory.bytes = new Uint8Array(bytes);
-        if (!this.shared) memory.spare = new Uint8Array(bytes);
-      }
+      Object.assign(memory, memories[index]);
       const length = this.#length * rowBytes;
-      const [from, to] = this.shared ? [before * rowBytes, this.#capacity * rowBytes] : [length, length];
+      const [from, to] = this.shared ? [this.#capacity * rowBytes, capacity * rowBytes] : [length, length];
       if (old === memory.bytes && from === to) continue;
       // From the last head on: a head may move over where the next one was.
       for (let head = heads - 1; head >= 0; head -= 1) {
         memory.bytes.set(old.subarray(head * from, head * from + length), head * to);
       }
     }
+    this.#capacity = capacity;
+    this.#sharedTensors = undefined;
   }
 
   /** Empties it for another sequence of so many tokens. */

@@ -78,7 +78,7 @@ export class OnnxSequence {
   #running: Promise<unknown> = Promise.resolve();
   #busy = false;
   #closed: Promise<void> | undefined;
-  /** What a call of the store has rejected with: our own mistake, which close() tells. */
+  /** What storing has rejected with, which close() tells: the draft's run, or our own mistake. */
   #failure: unknown;
 
   /** @internal */
@@ -197,7 +197,10 @@ export class OnnxSequence {
     });
   }
 
-  /** Stores what is full, and ends. Rejects only with a mistake of this module. */
+  /**
+   * Stores what is full, and ends. Rejects where storing has failed in a way that is no miss: the draft did not run, or this
+   * module has made a mistake. The sequence has ended then as well.
+   */
   close(): Promise<void> {
     this.#closed ??= this.#close();
     return this.#closed;
