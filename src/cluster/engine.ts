@@ -7,6 +7,7 @@ import { Ledger, type Obstacle, type Rules } from './ledger.js';
 import { compareScores, type ScoreVector } from './score.js';
 import { type Found, type SearchResult, search, type Wanted } from './search.js';
 import { emptySnapshot, freeze, hashSnapshot, type PlacedJob, type PlacedPod, type Snapshot } from './snapshot.js';
+import { Islands } from './symmetry.js';
 
 /** Candidates that one search looks at before it answers with the best so far. */
 export const DEFAULT_BUDGET = 50_000;
@@ -299,7 +300,7 @@ export class Statement {
       }
     }
     if (!result.found) throw this.#refusal(ledger, wanted, subject, result.complete);
-    const homes = new Map(this.#keptInPlace(result.found, placed).map((each) => [each.pod.name, each]));
+    const homes = new Map(this.#keptInPlace(ledger, result.found, placed).map((each) => [each.pod.name, each]));
     const after = {
       ...cleared,
       jobs: cleared.jobs.map((job) => ({ ...job, pods: job.pods.map((each) => homes.get(each.pod.name) ?? each) })),
@@ -311,22 +312,48 @@ export class Statement {
     return this.#decided(operation, subject, after, [...homes.values()], { ...result, moves });
   }
 
-  /** Pods of the same shape can change places: those whose place is still taken by one of them stay there. */
-  #keptInPlace(found: Found, before: readonly PlacedPod[]): PlacedPod[] {
-    const ledger = new Ledger({ ...this.snapshot, jobs: [] });
+  /**
+   * The same placement with fewer moves: AX nodes that are alike without these pods can change places, and so can pods of
+   * the same shape. Those whose place is still taken by one of them stay there. A shard that moves begins empty.
+   */
+  #keptInPlace(cleared: Ledger, { placed }: Found, before: readonly PlacedPod[]): PlacedPod[] {
+    const was = shapesByNode(
+      cleared,
+      before.map(({ pod, node }) => ({ pod, node: cleared.nodeNumber(node) })),
+    );
+    const will = shapesByNode(cleared, placed);
+    const islands = new Islands(cleared, [], this.options.exclusion);
+    const places = [...was.keys(), ...will.keys()].filter((node) => cleared.drained[node] === 0);
+    const states = new Map(places.map((node) => [node, islands.stateOf(node)]));
+    const pairs = [...will].flatMap(([from, shapes]) =>
+      [...states].flatMap(([to, state]) =>
+        state === states.get(from) ? [{ from, to, kept: inCommon(shapes, was.get(to) ?? []) }] : [],
+      ),
+    );
+    const renamed = new Map<number, number>();
+    const taken = new Set<number>();
+    // The most that stays first; an AX node that nothing speaks for keeps its name where it can.
+    for (const { from, to } of pairs.sort(
+      (a, b) => b.kept - a.kept || Number(b.from === b.to) - Number(a.from === a.to) || a.from - b.from || a.to - b.to,
+    )) {
+      if (renamed.has(from) || taken.has(to)) continue;
+      renamed.set(from, to);
+      taken.add(to);
+    }
     const free = new Map<string, string[]>();
-    for (const { pod, node } of this.#placedPods(found)) {
-      const { key } = ledger.shapeOf(pod);
-      free.set(key, [...(free.get(key) ?? []), node]);
+    for (const { pod, node } of placed) {
+      const { key } = cleared.shapeOf(pod);
+      const name = this.base.cluster.nodes[renamed.get(node) as number]?.name as string;
+      free.set(key, [...(free.get(key) ?? []), name]);
     }
     const nodes = new Map<string, string>();
     for (const { pod, node } of before) {
-      const left = free.get(ledger.shapeOf(pod).key) as string[];
+      const left = free.get(cleared.shapeOf(pod).key) as string[];
       const index = left.indexOf(node);
       if (index !== -1) nodes.set(pod.name, left.splice(index, 1)[0] as string);
     }
     return before.map(({ pod }) => {
-      const node = nodes.get(pod.name) ?? (free.get(ledger.shapeOf(pod).key)?.shift() as string);
+      const node = nodes.get(pod.name) ?? (free.get(cleared.shapeOf(pod).key)?.shift() as string);
       return { pod, node };
     });
   }
@@ -453,6 +480,23 @@ export function scoreOfPods(ledger: Ledger, placed: readonly PlacedPod[]): Score
   ];
   for (const { shape, node } of shapes) ledger.remove(shape, node);
   return score;
+}
+
+/** Keys of the shapes on each AX node, by its number. */
+function shapesByNode(ledger: Ledger, placed: Found['placed']): Map<number, string[]> {
+  const shapes = new Map<number, string[]>();
+  for (const { pod, node } of placed) shapes.set(node, [...(shapes.get(node) ?? []), ledger.shapeOf(pod).key]);
+  return shapes;
+}
+
+/** How many of some things are among others, each as often as it is there. */
+function inCommon(some: readonly string[], others: readonly string[]): number {
+  const left = [...others];
+  return some.filter((each) => {
+    const index = left.indexOf(each);
+    if (index !== -1) left.splice(index, 1);
+    return index !== -1;
+  }).length;
 }
 
 function withJob(snapshot: Snapshot, changed: PlacedJob): Snapshot {

@@ -1,10 +1,10 @@
 import { beforeEach, describe, expect, test } from 'vitest';
-import { parseCluster } from '../../src/cluster/cluster.js';
+import { type Box, parseCluster } from '../../src/cluster/cluster.js';
 import { PlacementEngine } from '../../src/cluster/engine.js';
 import { explain } from '../../src/cluster/explain.js';
 import { DEFAULT_SHAPE, generateCluster } from '../../src/cluster/generate.js';
-import { type Job, parseJobs } from '../../src/cluster/jobs.js';
-import { hashSnapshot, type PlacedPod, type Snapshot } from '../../src/cluster/snapshot.js';
+import { type Job, parseJobs, podsOfJob } from '../../src/cluster/jobs.js';
+import { emptySnapshot, hashSnapshot, type PlacedPod, type Snapshot } from '../../src/cluster/snapshot.js';
 import { formatState, parseState } from '../../src/cluster/state_file.js';
 import { seededRandom } from '../../src/common/random.js';
 import { judge } from './brute_force.js';
@@ -340,6 +340,76 @@ describe('statements', () => {
       verdict: 'impossible',
       reason: 'has a SwDriver already',
     });
+  });
+});
+
+describe('AX nodes that look alike', () => {
+  const job = (name: string, pods: string): Job =>
+    parseJobs(`jobs: [{ name: ${name}, session: { boxes: 1 }, pods: [${pods}] }]`)[0] as Job;
+  const pod = (kind: string, cores = 0) => `{ kind: ${kind}, per: job, cores: ${cores}, memory: 1 }`;
+
+  /** AX nodes n0, n1, ... without NICs, with so much memory each; what runs there, node by node. */
+  function withPods(memory: readonly number[], running: readonly string[], cores = 8): PlacementEngine {
+    const domains = [['l'], ['l'], ['l'], ['l']];
+    const some = {
+      leaves: [{ name: 'l', uplink: 1 }],
+      spine: { bandwidth: 1 },
+      boxes: [0, 1, 2, 3].map((number) => ({ name: `b${number}`, portBandwidth: 1, domains })),
+      nodes: memory.map((bytes, number) => ({ name: `n${number}`, cores: cores * 1000, memory: bytes, nics: [] })),
+    };
+    const jobs = running.map((kind, number) => {
+      const runs = job(`r${number}`, pod(kind));
+      const pods = podsOfJob(runs, some.boxes[number] as (typeof some.boxes)[0]);
+      return { job: runs, boxes: [`b${number}`], pods: pods.map((each) => ({ pod: each, node: `n${number}` })) };
+    });
+    return new PlacementEngine({ ...emptySnapshot(some), jobs });
+  }
+
+  test('a SwDriver there makes a difference', () => {
+    const placed = withPods([4, 4], ['swdriver', 'chf'])
+      .begin()
+      .place(job('x', pod('swdriver'))).placed;
+    expect(placed.map(({ node }) => node)).toEqual(['n1']);
+  });
+
+  test('a shard there makes a difference', () => {
+    const placed = withPods([4, 4], ['kvss', 'chf'])
+      .begin()
+      .place(job('x', pod('kvss'))).placed;
+    expect(placed.map(({ node }) => node)).toEqual(['n1']);
+  });
+
+  test('anything there makes a difference', () => {
+    const engine = withPods([4, 3], ['chf']);
+    const [running] = engine.snapshot.jobs as [Snapshot['jobs'][0]];
+    // n0 has 4 and one in use, n1 has 3 and none; and the other way round.
+    expect(
+      engine
+        .begin()
+        .place(job('x', pod('wse')))
+        .placed.map(({ node }) => node),
+    ).toEqual(['n0']);
+    const moved = { ...running, pods: running.pods.map((each) => ({ ...each, node: 'n1' })) };
+    const other = new PlacementEngine({ ...withPods([3, 4], []).snapshot, jobs: [moved] });
+    expect(
+      other
+        .begin()
+        .place(job('x', pod('wse')))
+        .placed.map(({ node }) => node),
+    ).toEqual(['n1']);
+  });
+
+  test('pods that can stay do, though others like them, or AX nodes like theirs, would do as well', () => {
+    // Two shards have four AX nodes to choose from, one for each; a CHF pod has a fifth to itself for no reason.
+    const engine = withPods([9, 9, 9, 9, 9], [], 2);
+    const own = job('x', `${pod('chf')}, { kind: kvss, per: job, count: 2, cores: 2, memory: 1 }`);
+    const pods = podsOfJob(own, engine.snapshot.cluster.boxes[0] as Box);
+    const nodes: Record<string, string> = { 'x.chf.0': 'n4', 'x.kvss.0': 'n3', 'x.kvss.1': 'n2' };
+    const placed = pods.map((each) => ({ pod: each, node: nodes[each.name] as string }));
+    const spread = new PlacementEngine({ ...engine.snapshot, jobs: [{ job: own, boxes: ['b0'], pods: placed }] });
+    const { moves } = spread.begin().replace('x');
+    expect(moves).toHaveLength(1);
+    expect(moves[0]).toMatchObject({ pod: 'x.chf.0', from: 'n4', to: expect.stringMatching(/^n[23]$/) });
   });
 });
 
