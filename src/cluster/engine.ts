@@ -165,9 +165,11 @@ export class Statement {
     }
     const { boxes: wanted, minimum, increment } = job.session;
     const ledger = new Ledger(before);
+    const free = ledger.boxTaken.filter((taken) => taken === 0).length;
+    const most = wanted <= free ? wanted : minimum + Math.floor((free - minimum) / increment) * increment;
     let looked = 0;
     let complete = true;
-    for (let count = wanted; count >= minimum; count -= increment) {
+    for (let count = most; count >= minimum; count -= increment) {
       const result = search(
         ledger,
         { boxes: { job, count, first: true }, pods: [] },
