@@ -3,7 +3,7 @@ import type { Cluster } from './cluster.js';
 import { type Crossing, crossingsOf, describeCrossing } from './crossings.js';
 import { fabricOf } from './fabric.js';
 import { type Job, type Pod, podsOfBox, podsOfJob } from './jobs.js';
-import { Ledger, type Obstacle, type Rules } from './ledger.js';
+import { Ledger, type Obstacle, type Rules, type Shape } from './ledger.js';
 import { compareScores, type ScoreVector } from './score.js';
 import { type Found, type SearchResult, search, type Wanted } from './search.js';
 import { emptySnapshot, freeze, hashSnapshot, type PlacedJob, type PlacedPod, type Snapshot } from './snapshot.js';
@@ -302,7 +302,9 @@ export class Statement {
       }
     }
     if (!result.found) throw this.#refusal(ledger, wanted, subject, result.complete);
-    const homes = new Map(this.#keptInPlace(ledger, result.found, placed).map((each) => [each.pod.name, each]));
+    const alike = this.#keptInPlace(ledger, result.found, placed);
+    const settled = withoutNeedlessMoves(ledger, placed, alike, this.options);
+    const homes = new Map(settled.map((each) => [each.pod.name, each]));
     const after = {
       ...cleared,
       jobs: cleared.jobs.map((job) => ({ ...job, pods: job.pods.map((each) => homes.get(each.pod.name) ?? each) })),
@@ -471,17 +473,59 @@ function obstaclesOf(ledger: Ledger, pod: Pod, rules: Rules): string | undefined
 
 /** The score of pods on AX nodes, in a ledger that does not have them yet. */
 export function scoreOfPods(ledger: Ledger, placed: readonly PlacedPod[]): ScoreVector {
-  const shapes = placed.map(({ pod, node }) => ({ shape: ledger.shapeOf(pod), node: ledger.nodeNumber(node) }));
-  for (const { shape, node } of shapes) ledger.add(shape, node);
-  const shards = shapes.filter(({ shape }) => shape.shard).map(({ node }) => ledger.shards[node] as number);
-  const score: ScoreVector = [
-    ledger.spine,
-    ledger.mostLoadedUplink(),
-    ledger.nodesInUse + ledger.cablingsInUse,
-    Math.max(0, ...shards),
-  ];
-  for (const { shape, node } of shapes) ledger.remove(shape, node);
+  const homes = homesOf(ledger, placed);
+  for (const { shape, node } of homes) ledger.add(shape, node);
+  const score = scoreNow(ledger, homes);
+  for (const { shape, node } of homes) ledger.remove(shape, node);
   return score;
+}
+
+/** A pod as what it asks for, and the number of its AX node. */
+interface Home {
+  readonly shape: Shape;
+  node: number;
+}
+
+function homesOf(ledger: Ledger, placed: readonly PlacedPod[]): Home[] {
+  return placed.map(({ pod, node }) => ({ shape: ledger.shapeOf(pod), node: ledger.nodeNumber(node) }));
+}
+
+/** The score of pods that the ledger has. */
+function scoreNow(ledger: Ledger, homes: readonly Home[]): ScoreVector {
+  let shards = 0;
+  for (const { shape, node } of homes) if (shape.shard) shards = Math.max(shards, ledger.shards[node] as number);
+  return [ledger.spine, ledger.mostLoadedUplink(), ledger.nodesInUse + ledger.cablingsInUse, shards];
+}
+
+/** A placement as good as `after` where pods stay that need not move, one by one. The ledger has none of these pods. */
+function withoutNeedlessMoves(
+  ledger: Ledger,
+  before: readonly PlacedPod[],
+  after: readonly PlacedPod[],
+  rules: Rules,
+): PlacedPod[] {
+  const homes = homesOf(ledger, after);
+  for (const { shape, node } of homes) ledger.add(shape, node);
+  const score = scoreNow(ledger, homes);
+  const kept = after.map((placed, index) => {
+    const home = homes[index] as Home;
+    const old = before[index] as PlacedPod;
+    const [from, to] = [ledger.nodeNumber(old.node), home.node];
+    if (from === to) return placed;
+    ledger.remove(home.shape, to);
+    home.node = from;
+    const fits = ledger.obstacle(home.shape, from, rules) === undefined;
+    if (fits) {
+      ledger.add(home.shape, from);
+      if (compareScores(scoreNow(ledger, homes), score) === 0) return old;
+      ledger.remove(home.shape, from);
+    }
+    home.node = to;
+    ledger.add(home.shape, to);
+    return placed;
+  });
+  for (const { shape, node } of homes) ledger.remove(shape, node);
+  return kept;
 }
 
 /** Keys of the shapes on each AX node, by its number. */

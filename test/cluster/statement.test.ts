@@ -278,6 +278,19 @@ describe('statements', () => {
     expect(again.after.jobs).toEqual(better.after.jobs);
   });
 
+  test('a pod that moved for a drain goes back when that is better, and no other one moves with it', () => {
+    running('a', 'b', 'c', 'd');
+    const statement = engine.begin();
+    const [, node] = driversOf(engine.snapshot) as [string, string];
+    const drained = statement.drain(node);
+    // The AX nodes on the SwDriver's rail have SwDrivers.
+    expect(drained.score?.[0]).toBe(5e9 / 8);
+    statement.undrain(node);
+    const { moves, score } = statement.replace('b');
+    expect(moves).toEqual([{ pod: 'b.swdriver.0', from: expect.any(String), to: node }]);
+    expect(score?.[0]).toBe(0);
+  });
+
   test('streams that cross the spine are named, one by one, or refused', () => {
     const halves = parseCluster(generateCluster({ ...DEFAULT_SHAPE, boxes: 1, nodes: 1 }));
     const loose = new PlacementEngine(halves).begin();
