@@ -6,6 +6,7 @@ import { DEFAULT_SHAPE, generateCluster } from '../../src/cluster/generate.js';
 import { type Job, parseJobs, podsOfJob } from '../../src/cluster/jobs.js';
 import { emptySnapshot, hashSnapshot, type PlacedPod, type Snapshot } from '../../src/cluster/snapshot.js';
 import { formatState, parseState } from '../../src/cluster/state_file.js';
+import { KvssError } from '../../src/common/errors.js';
 import { seededRandom } from '../../src/common/random.js';
 import { judge } from './brute_force.js';
 import { drawFrom, randomCluster, randomJob } from './random_clusters.js';
@@ -354,6 +355,50 @@ describe('statements', () => {
       reason: 'has a SwDriver already',
     });
   });
+});
+
+test('whatever is tried, a rollback to any step restores what was there, equal in every part and in its hash', () => {
+  let steps = 0;
+  for (let seed = 1; seed <= 150; seed += 1) {
+    const draw = drawFrom(seededRandom(seed));
+    const engine = new PlacementEngine(randomCluster(draw));
+    const statement = engine.begin();
+    const nodeNames = engine.snapshot.cluster.nodes.map(({ name }) => name);
+    const some = (names: readonly string[]) => names[draw(0, names.length - 1)] ?? 'none';
+    const copies = [structuredClone(statement.snapshot)];
+    const hashes = [hashSnapshot(statement.snapshot)];
+    for (let step = 0; step < 8; step += 1) {
+      const jobNames = statement.snapshot.jobs.map(({ job }) => job.name);
+      const acts = [
+        () => statement.place(randomJob(`j${step}`, draw)),
+        () => statement.resize(some(jobNames), draw(1, 3)),
+        () => statement.drain(some(nodeNames)),
+        () => statement.undrain(some(nodeNames)),
+        () => statement.replace(some(jobNames)),
+        () => statement.remove(some(jobNames)),
+      ];
+      const entries = statement.journal.length;
+      try {
+        (acts[step < 2 ? 0 : draw(0, acts.length - 1)] as () => unknown)();
+      } catch (thrown) {
+        expect(thrown).toBeInstanceOf(KvssError);
+        // What is refused leaves nothing behind.
+        expect(statement.journal).toHaveLength(entries);
+        expect(hashSnapshot(statement.snapshot)).toBe(hashes.at(-1));
+        continue;
+      }
+      copies.push(structuredClone(statement.snapshot));
+      hashes.push(hashSnapshot(statement.snapshot));
+    }
+    steps += statement.journal.length;
+    for (let entries = statement.journal.length; entries >= 0; entries -= 1) {
+      const restored = statement.rollback(entries);
+      expect(restored).toEqual(copies[entries]);
+      expect(hashSnapshot(restored)).toBe(hashes[entries]);
+    }
+    expect(statement.snapshot).toBe(engine.snapshot);
+  }
+  expect(steps).toBeGreaterThan(300);
 });
 
 describe('AX nodes that look alike', () => {
