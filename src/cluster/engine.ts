@@ -3,7 +3,7 @@ import type { Cluster } from './cluster.js';
 import { type Crossing, crossingsOf, describeCrossing } from './crossings.js';
 import { fabricOf } from './fabric.js';
 import { type Job, type Pod, podsOfBox, podsOfJob } from './jobs.js';
-import { Ledger, type Obstacle, type Rules, type Shape } from './ledger.js';
+import { Ledger, OBSTACLE_REASONS, type Obstacle, type Rules, type Shape } from './ledger.js';
 import { compareScores, type ScoreVector } from './score.js';
 import { type Found, type SearchResult, search, type Wanted } from './search.js';
 import { emptySnapshot, freeze, hashSnapshot, type PlacedJob, type PlacedPod, type Snapshot } from './snapshot.js';
@@ -432,7 +432,7 @@ export class Statement {
     }
     for (const pod of this.#examples(ledger, wanted)) {
       const reasons = obstaclesOf(ledger, pod, this.options);
-      if (reasons) return none(`${pod.name} has no place: ${reasons}`);
+      if (reasons) return none(`${pod.name} on none of ${ledger.pods.length} AX nodes: ${reasons}`);
     }
     if (!complete) {
       return none(`none was found among ${this.options.budget} candidates; a larger budget may find one`);
@@ -448,16 +448,6 @@ export class Statement {
   }
 }
 
-const OBSTACLES: Readonly<Record<Obstacle, string>> = {
-  drained: 'drained',
-  exclusion: 'with a SwDriver already',
-  cores: 'with too few free cores',
-  memory: 'with too little free memory',
-  'no NIC': 'without a NIC',
-  'NIC bandwidth': 'with too little free NIC bandwidth',
-  spine: 'only across the spine',
-};
-
 /** What keeps a pod from every AX node: undefined if it has a place. */
 function obstaclesOf(ledger: Ledger, pod: Pod, rules: Rules): string | undefined {
   const shape = ledger.shapeOf(pod);
@@ -467,8 +457,7 @@ function obstaclesOf(ledger: Ledger, pod: Pod, rules: Rules): string | undefined
     if (obstacle === undefined) return undefined;
     counts.set(obstacle, (counts.get(obstacle) ?? 0) + 1);
   }
-  const parts = [...counts].map(([obstacle, count]) => `${count} ${OBSTACLES[obstacle]}`);
-  return `of ${ledger.pods.length} AX nodes ${parts.join(', ')}`;
+  return [...counts].map(([obstacle, count]) => `${OBSTACLE_REASONS[obstacle]} (${count})`).join(', ');
 }
 
 /** The score of pods on AX nodes, in a ledger that does not have them yet. */

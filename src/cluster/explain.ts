@@ -1,6 +1,6 @@
 import { formatBandwidth } from '../common/units.js';
 import { type Decision, scoreOfPods } from './engine.js';
-import { Ledger, type Obstacle, type Rules } from './ledger.js';
+import { Ledger, OBSTACLE_REASONS, type Obstacle, type Rules } from './ledger.js';
 import { compareScores, type ScoreVector } from './score.js';
 import { search } from './search.js';
 import type { PlacedPod, Snapshot } from './snapshot.js';
@@ -81,7 +81,9 @@ function explainPod(
   for (const { name } of cluster.nodes) {
     if (name === chosen) continue;
     const obstacle = obstacles.get(name);
-    const alternative = obstacle ? impossible(WORDS[obstacle]) : compared(scores.get(name) as ScoreVector, score);
+    const alternative = obstacle
+      ? impossible(OBSTACLE_REASONS[obstacle])
+      : compared(scores.get(name) as ScoreVector, score);
     const key = `${alternative.verdict} ${alternative.reason} ${alternative.score}`;
     const group = groups.get(key);
     if (group) group.names.push(name);
@@ -117,16 +119,6 @@ function explainBoxes(decision: Decision, score: ScoreVector, rules: Rules): Alt
   }
   return [chosen, ...others.sort(bestFirst)];
 }
-
-const WORDS: Readonly<Record<Obstacle, string>> = {
-  drained: 'drained',
-  exclusion: 'has a SwDriver already',
-  cores: 'too few free cores',
-  memory: 'too little free memory',
-  'no NIC': 'no NIC',
-  'NIC bandwidth': 'too little free NIC bandwidth',
-  spine: 'only across the spine, which is refused',
-};
 
 function impossible(reason: string): Alternative {
   return { names: [], verdict: 'impossible', reason };

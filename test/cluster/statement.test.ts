@@ -151,7 +151,7 @@ describe('statements', () => {
     expect(() => statement.place(jobOf('j8', 1))).toThrowError(
       expect.objectContaining({
         code: 'KVSS_NO_PLACEMENT',
-        message: "no placement for 'j8': j8.swdriver.0 has no place: of 8 AX nodes 8 with a SwDriver already",
+        message: "no placement for 'j8': j8.swdriver.0 on none of 8 AX nodes: has a SwDriver already (8)",
       }),
     );
     expect(statement.snapshot).toBe(before);
