@@ -1,6 +1,6 @@
 import { formatBandwidth } from '../common/units.js';
 import { type Decision, scoreOfPods } from './engine.js';
-import { Ledger, type Obstacle, type Rules } from './ledger.js';
+import { Ledger, OBSTACLE_REASONS, type Obstacle, type Rules } from './ledger.js';
 import { compareScores, type ScoreVector } from './score.js';
 import { search } from './search.js';
 import type { PlacedPod, Snapshot } from './snapshot.js';
@@ -13,7 +13,8 @@ const MAX_GROUPS = 16;
 export interface Alternative {
   /** AX nodes, or boxes, that come to the same. */
   readonly names: readonly string[];
-  readonly verdict: 'chosen' | 'equal' | 'worse' | 'impossible';
+  /** `better` only where the budget ended the search. */
+  readonly verdict: 'chosen' | 'better' | 'equal' | 'worse' | 'impossible';
   /** Why not, in words; empty for what was chosen. */
   readonly reason: string;
   /** Not there where it is impossible. */
@@ -80,7 +81,9 @@ function explainPod(
   for (const { name } of cluster.nodes) {
     if (name === chosen) continue;
     const obstacle = obstacles.get(name);
-    const alternative = obstacle ? impossible(WORDS[obstacle]) : compared(scores.get(name) as ScoreVector, score);
+    const alternative = obstacle
+      ? impossible(OBSTACLE_REASONS[obstacle])
+      : compared(scores.get(name) as ScoreVector, score);
     const key = `${alternative.verdict} ${alternative.reason} ${alternative.score}`;
     const group = groups.get(key);
     if (group) group.names.push(name);
@@ -117,16 +120,6 @@ function explainBoxes(decision: Decision, score: ScoreVector, rules: Rules): Alt
   return [chosen, ...others.sort(bestFirst)];
 }
 
-const WORDS: Readonly<Record<Obstacle, string>> = {
-  drained: 'drained',
-  exclusion: 'has a SwDriver already',
-  cores: 'too few free cores',
-  memory: 'too little free memory',
-  'no NIC': 'no NIC',
-  'NIC bandwidth': 'too little free NIC bandwidth',
-  spine: 'only across the spine, which is refused',
-};
-
 function impossible(reason: string): Alternative {
   return { names: [], verdict: 'impossible', reason };
 }
@@ -134,7 +127,7 @@ function impossible(reason: string): Alternative {
 function compared(there: ScoreVector, chosen: ScoreVector): Alternative {
   const level = there.findIndex((value, index) => value !== chosen[index]);
   if (level === -1) return { names: [], verdict: 'equal', reason: 'as good', score: there };
-  const verdict = compareScores(there, chosen) > 0 ? 'worse' : 'equal';
+  const verdict = compareScores(there, chosen) > 0 ? 'worse' : 'better';
   const [from, to] = [describeLevel(level, chosen), describeLevel(level, there)];
   return { names: [], verdict, reason: `${LEVEL_NAMES[level]} ${to} instead of ${from}`, score: there };
 }

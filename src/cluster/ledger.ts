@@ -30,6 +30,17 @@ export interface Footprint {
 /** Why a pod cannot run on an AX node. */
 export type Obstacle = 'drained' | 'exclusion' | 'cores' | 'memory' | 'no NIC' | 'NIC bandwidth' | 'spine';
 
+/** Obstacles in words. */
+export const OBSTACLE_REASONS: Readonly<Record<Obstacle, string>> = {
+  drained: 'drained',
+  exclusion: 'has a SwDriver already',
+  cores: 'too few free cores',
+  memory: 'too little free memory',
+  'no NIC': 'no NIC',
+  'NIC bandwidth': 'too little free NIC bandwidth',
+  spine: 'only across the spine, which is refused',
+};
+
 /** What placements must keep to besides what the hardware has. */
 export interface Rules {
   /** No two SwDrivers on one AX node. */
