@@ -24,6 +24,38 @@ export function parseBytes(text: string | number): number {
   return bytes;
 }
 
+const BITS = new Map([
+  ['bps', 1],
+  ['kbps', 1e3],
+  ['mbps', 1e6],
+  ['gbps', 1e9],
+  ['tbps', 1e12],
+]);
+
+/**
+ * Bytes a second of a rate such as `25Gbps` (bits), `3.2GB/s` or `3200000000` (bytes). Throws where it is none, and for
+ * less than one byte a second.
+ */
+export function parseBandwidth(text: string | number): number {
+  const match = /^\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)(\/s)?\s*$/.exec(String(text));
+  const [, number, unit = '', perSecond] = match ?? [];
+  const inBytes = perSecond !== undefined || unit === '';
+  const bits = inBytes ? 8 * (UNITS.get(unit.toUpperCase()) ?? Number.NaN) : BITS.get(unit.toLowerCase());
+  const bytesPerSecond = Math.floor((Number(number) * (bits ?? Number.NaN)) / 8);
+  if (!Number.isSafeInteger(bytesPerSecond) || bytesPerSecond < 1) {
+    throw localError('KVSS_BAD_INPUT', `'${text}' is not a bandwidth; write for example 25Gbps, 3.2GB/s or 3200000000`);
+  }
+  return bytesPerSecond;
+}
+
+/** A rate for people, in bits as networks are sold: `25 Gbps`. Takes bytes a second. */
+export function formatBandwidth(bytesPerSecond: number): string {
+  const bits = bytesPerSecond * 8;
+  const [unit, scale] = [...BITS].reverse().find(([, each]) => bits >= each) ?? ['bps', 1];
+  const name = unit === 'bps' || unit === 'kbps' ? unit : unit.charAt(0).toUpperCase() + unit.slice(1);
+  return `${Number((bits / scale).toPrecision(4))} ${name}`;
+}
+
 /** A size for people, in binary units: `1.5 GiB`. */
 export function formatBytes(bytes: number): string {
   const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
