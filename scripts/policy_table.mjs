@@ -4,7 +4,7 @@
 // FIRST and LAST cut the requests of each trace, as shares of all of them; capacities are blocks, or shares of the
 // working set where they end in %. Needs `npm run build:ts`.
 import { writeFileSync } from 'node:fs';
-import { lineChart, niceMax, svgPicture } from '../dist/bench/plot.js';
+import { lineChart, niceMax, svgPicture } from '../dist/common/plot.js';
 import { OPTIMUM, replayPolicy } from '../dist/replay/policy_replay.js';
 import { readTrace, workingSetColumns } from '../dist/replay/trace.js';
 import { hitDensity, lru } from '../dist/swdriver/eviction_policy.js';

@@ -22,7 +22,7 @@ if (!(hours > 0) || !(seed >= 0)) {
 }
 
 const { seededRandom } = await import('../dist/common/random.js');
-const { lineChart, niceMax, svgPicture } = await import('../dist/bench/plot.js');
+const { lineChart, niceMax, svgPicture } = await import('../dist/common/plot.js');
 
 const ALLOWANCE_MS = 3_000;
 const SAMPLES = 400;

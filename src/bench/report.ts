@@ -1,5 +1,5 @@
+import { barChart, niceMax, svgPicture } from '../common/plot.js';
 import { formatBytes } from '../common/units.js';
-import { barChart, niceMax, svgPicture } from './plot.js';
 import type { BenchRow } from './row.js';
 import { baselineCell, MEASURED_COLUMNS, type RowColumn } from './row_columns.js';
 import { TARGETS, verdictOf } from './targets.js';

@@ -1,4 +1,4 @@
-import { barChart, lineChart, niceMax, svgPicture } from './plot.js';
+import { barChart, lineChart, niceMax, svgPicture } from '../common/plot.js';
 import { type Arrangement, type Measured, quantileText } from './spine.js';
 
 const LOOK: Record<Arrangement, { name: string; color: string }> = {

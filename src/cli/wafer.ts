@@ -1,11 +1,12 @@
 import { Command, Option } from 'commander';
 import { pino } from 'pino';
+import { DOMAINS_PER_BOX } from '../common/box.js';
 import { runUntilStopped } from '../common/child_command.js';
 import { localError } from '../common/errors.js';
 import { formatBytes, formatCount } from '../common/units.js';
 import { readConfigFile } from '../kvss/config.js';
 import { parseStreamAddress } from '../links/stream_address.js';
-import { DOMAINS_PER_BOX, parseWaferConfig, type WaferConfig } from '../wafer/wafer_config.js';
+import { parseWaferConfig, type WaferConfig } from '../wafer/wafer_config.js';
 import { WaferServer } from '../wafer/wafer_server.js';
 import { addressesOption, integerListOption, integerOption, positiveOption } from './options.js';
 

@@ -18,6 +18,10 @@ export interface AttentionConfig {
   readonly windowTokens: number | undefined;
   /** Numbers that one token leaves in one layer: keys and values of all heads, or the latent. */
   readonly numbersPerTokenPerLayer: number;
+  /** Heads of a layer that have numbers of their own: key/value heads, or 1 where all heads share a latent. */
+  readonly headsPerLayer: number;
+  /** Attention heads for each of them; undefined where they share a latent. */
+  readonly queryHeadsPerHead: number | undefined;
   /** The dtype that the config names for its numbers, as it is spelled there, and the key that says so. */
   readonly dtype: { readonly key: string; readonly spelled: string } | undefined;
   /** The key that asks for a dtype of the cache other than `dtype`, where there is one. */
@@ -180,7 +184,7 @@ export function readConfig(config: unknown, source: string): AttentionConfig {
   return {
     layerKinds,
     windowTokens: windowOf(text, layerKinds, fail),
-    numbersPerTokenPerLayer: numbersOf(text, family, fail),
+    ...numbersOf(text, family, fail),
     dtype: dtypeSaid(inner, path) ?? dtypeSaid(outer, []),
     cacheDtypeKey: cacheDtypeKeyOf(inner, path) ?? cacheDtypeKeyOf(outer, []),
   };
@@ -227,7 +231,9 @@ function windowOf(text: TextConfig, layerKinds: readonly LayerKind[], fail: Fail
   return text.sliding_window;
 }
 
-function numbersOf(text: TextConfig, family: Family, fail: Fail): number {
+type Numbers = Pick<AttentionConfig, 'numbersPerTokenPerLayer' | 'headsPerLayer' | 'queryHeadsPerHead'>;
+
+function numbersOf(text: TextConfig, family: Family, fail: Fail): Numbers {
   const needs = (key: 'qk_rope_head_dim' | 'num_attention_heads' | 'hidden_size' | 'kv_lora_rank') => {
     const value = text[key];
     if (!says(value)) throw fail(key, 'missing');
@@ -235,9 +241,10 @@ function numbersOf(text: TextConfig, family: Family, fail: Fail): number {
   };
   // Multi-head latent attention: one latent for all heads, and one rotary key.
   if (text.use_mla !== false && (family.latent || says(text.kv_lora_rank))) {
-    return needs('kv_lora_rank') + needs('qk_rope_head_dim');
+    const numbersPerTokenPerLayer = needs('kv_lora_rank') + needs('qk_rope_head_dim');
+    return { numbersPerTokenPerLayer, headsPerLayer: 1, queryHeadsPerHead: undefined };
   }
-  const heads = keyValueHeadsOf(text, family, () => needs('num_attention_heads'), fail);
+  const { heads, queryHeads } = keyValueHeadsOf(text, family, () => needs('num_attention_heads'), fail);
   const headDim = text.head_dim ?? needs('hidden_size') / needs('num_attention_heads');
   if (!Number.isInteger(headDim) || headDim > MAX_WIDTH) {
     const spelled = `${text.hidden_size} / ${text.num_attention_heads}`;
@@ -246,10 +253,15 @@ function numbersOf(text: TextConfig, family: Family, fail: Fail): number {
   if (text.v_head_dim && text.v_head_dim !== headDim) {
     throw fail('v_head_dim', `values of another size (${text.v_head_dim}) than keys (${headDim}) cannot be described`);
   }
-  return 2 * heads * headDim;
+  return { numbersPerTokenPerLayer: 2 * heads * headDim, headsPerLayer: heads, queryHeadsPerHead: queryHeads / heads };
 }
 
-function keyValueHeadsOf(text: TextConfig, family: Family, attentionHeads: () => number, fail: Fail): number {
+function keyValueHeadsOf(
+  text: TextConfig,
+  family: Family,
+  attentionHeads: () => number,
+  fail: Fail,
+): { heads: number; queryHeads: number } {
   const said = text.num_key_value_heads;
   // Families differ in what they take for a missing key, by a factor of eight and more: only known ones may miss it.
   if (said === undefined && !family.multiHead) {
@@ -260,7 +272,7 @@ function keyValueHeadsOf(text: TextConfig, family: Family, attentionHeads: () =>
   if (queryHeads % heads !== 0) {
     throw fail('num_key_value_heads', `${heads} does not divide the ${queryHeads} of 'num_attention_heads'`);
   }
-  return heads;
+  return { heads, queryHeads };
 }
 
 function refuseUndescribed(config: Config, source: string, path: readonly string[]): void {

@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { apportion } from '../common/apportion.js';
 import { localError } from '../common/errors.js';
 import { describeIssue } from '../common/schema.js';
 import { type AttentionConfig, type LayerKind, readConfig } from './hf_config.js';
@@ -35,6 +36,12 @@ export interface LayerGroup {
   readonly layers: readonly number[];
   /** Tokens that a sliding layer sees, the newest included. Not there where layers see all tokens. */
   readonly windowTokens?: number;
+  /** Heads of a layer whose state is separate: its key/value heads, or 1 where all heads share a latent. */
+  readonly headsPerLayer: number;
+  /** Attention heads that share the keys and values of one head (GQA). Not there where they share a latent. */
+  readonly queryHeadsPerHead?: number;
+  /** Bytes of one stored number. */
+  readonly bytesPerNumber: number;
   /** Bytes that one token takes in one layer. */
   readonly bytesPerTokenPerLayer: number;
   /** Bytes that one token takes in all layers of the group. */
@@ -60,12 +67,15 @@ export interface DescribeOptions {
   readonly draft?: unknown;
   /** Dtype of the draft model's cache. If left out `dtype`, and without that what the draft's config has. */
   readonly draftDtype?: string;
+  /** Count keys and values for every attention head, as if the model had no GQA: what planners compare with. */
+  readonly multiHead?: boolean;
 }
 
 const optionsSchema = z.strictObject({
   dtype: z.string().optional(),
   draft: z.unknown().optional(),
   draftDtype: z.string().optional(),
+  multiHead: z.boolean().default(false),
 });
 
 /**
@@ -84,15 +94,19 @@ const optionsSchema = z.strictObject({
  *
  * Throws KVSS_BAD_INPUT, with a message that names the key, for what is missing or wrong, and for attention that cannot
  * be described: linear attention and other recurrent layers, cross-attention, chunks, layers of unequal sizes, unknown
- * `layer_types`.
+ * `layer_types`; and with `multiHead` for a latent, which belongs to no head.
  */
 export function describeModel(config: unknown, options: DescribeOptions = {}): ModelDescription {
-  const { dtype, draft, draftDtype } = parsed(optionsSchema, options, 'options');
+  const { dtype, draft, draftDtype, multiHead } = parsed(optionsSchema, options, 'options');
   const source = 'config.json';
-  const groups = groupsOf(readConfig(config, source), 'dtype', dtype, source, (kind) => ({ name: kind, kind }));
+  const attention = (of: unknown, where: string) => {
+    const read = readConfig(of, where);
+    return multiHead ? withoutSharedHeads(read, where) : read;
+  };
+  const groups = groupsOf(attention(config, source), 'dtype', dtype, source, (kind) => ({ name: kind, kind }));
   if (draft !== undefined) {
     const draftSource = "draft's config.json";
-    const draftConfig = readConfig(draft, draftSource);
+    const draftConfig = attention(draft, draftSource);
     const named = draftDtype === undefined ? 'dtype' : 'draftDtype';
     groups.push(
       ...groupsOf(draftConfig, named, draftDtype ?? dtype, draftSource, (kind) => ({
@@ -190,7 +204,10 @@ export function groupsFrom(
 
 function layersOfShards(layers: readonly number[], allocation: z.output<typeof allocationSchema>): number[][] {
   if ('layersOfShard' in allocation) return pick(layers, allocation.layersOfShard);
-  if ('shares' in allocation) return cut(layers, apportion(layers.length, allocation.shares));
+  if ('shares' in allocation) {
+    if (sum(allocation.shares) === 0) throw localError('KVSS_BAD_INPUT', "allocation: 'shares': all are 0");
+    return cut(layers, apportion(layers.length, allocation.shares));
+  }
   const total = sum(allocation.layersPerShard);
   if (total !== layers.length) {
     const what = `the shards hold ${total} layers, the group has ${layers.length}`;
@@ -222,16 +239,21 @@ function cut(layers: readonly number[], counts: readonly number[]): number[][] {
   });
 }
 
-/** Whole numbers in proportion to the shares that add up to `count`: the largest remainders are rounded up. */
-function apportion(count: number, shares: readonly number[]): number[] {
-  const total = sum(shares);
-  if (total === 0) throw localError('KVSS_BAD_INPUT', "allocation: 'shares': all are 0");
-  const exact = shares.map((each) => (each / total) * count);
-  const counts = exact.map(Math.floor);
-  const remainder = (shard: number) => (exact[shard] ?? 0) - (counts[shard] ?? 0);
-  const left = count - sum(counts);
-  const roundedUp = new Set([...shares.keys()].sort((a, b) => remainder(b) - remainder(a) || a - b).slice(0, left));
-  return counts.map((each, shard) => each + Number(roundedUp.has(shard)));
+/** As the model would be if every attention head had keys and values of its own. */
+function withoutSharedHeads(config: AttentionConfig, source: string): AttentionConfig {
+  const { headsPerLayer, queryHeadsPerHead: factor, numbersPerTokenPerLayer } = config;
+  if (factor === undefined) {
+    throw localError(
+      'KVSS_BAD_INPUT',
+      `${source}: 'kv_lora_rank': all heads share a latent: 'multiHead' means nothing`,
+    );
+  }
+  return {
+    ...config,
+    headsPerLayer: headsPerLayer * factor,
+    queryHeadsPerHead: 1,
+    numbersPerTokenPerLayer: numbersPerTokenPerLayer * factor,
+  };
 }
 
 function groupsOf(
@@ -241,15 +263,18 @@ function groupsOf(
   source: string,
   label: (kind: LayerKind) => Pick<LayerGroup, 'name' | 'kind'>,
 ): LayerGroup[] {
-  const [dtype, bytes] = dtypeOf(config, option, wanted, source);
-  const bytesPerTokenPerLayer = config.numbersPerTokenPerLayer * bytes;
-  const { windowTokens } = config;
+  const [dtype, bytesPerNumber] = dtypeOf(config, option, wanted, source);
+  const bytesPerTokenPerLayer = config.numbersPerTokenPerLayer * bytesPerNumber;
+  const { windowTokens, headsPerLayer, queryHeadsPerHead } = config;
+  const heads = { headsPerLayer, ...(queryHeadsPerHead === undefined ? {} : { queryHeadsPerHead }) };
   return (['full', 'sliding'] as const).flatMap((kind) => {
     const layers = [...config.layerKinds.keys()].filter((layer) => config.layerKinds[layer] === kind);
     if (layers.length === 0) return [];
     const window = kind === 'sliding' && windowTokens !== undefined ? { windowTokens } : {};
     const bytesPerToken = layers.length * bytesPerTokenPerLayer;
-    return [{ ...label(kind), dtype, layers, ...window, bytesPerTokenPerLayer, bytesPerToken }];
+    return [
+      { ...label(kind), dtype, layers, ...window, ...heads, bytesPerNumber, bytesPerTokenPerLayer, bytesPerToken },
+    ];
   });
 }
 

@@ -1,12 +1,10 @@
 import { z } from 'zod';
+import { DOMAINS_PER_BOX } from '../common/box.js';
 import { localError } from '../common/errors.js';
 import { describeIssue } from '../common/schema.js';
 import { streamListens } from '../links/listen.js';
 import { MAX_SLOTS_PER_GRANT, MAX_WIO_STREAMS } from '../proto/generated.js';
 import { LINE_BYTES } from './stamp.js';
-
-/** I/O domains of a box. */
-export const DOMAINS_PER_BOX = 4;
 
 const tokensPerSecond = z.number().positive();
 

@@ -42,23 +42,29 @@ function messageOfRefusal(act: () => unknown): string {
 
 const refusal = (config: unknown, options?: DescribeOptions) => messageOfRefusal(() => describeModel(config, options));
 
+const shared = (headsPerLayer: number, queryHeadsPerHead: number) => ({ headsPerLayer, queryHeadsPerHead });
+
 // Keys and values: 2 x num_key_value_heads x head_dim x bytes of torch_dtype, in each of num_hidden_layers.
 test.each([
   // head_dim is hidden_size / num_attention_heads: 4096 / 32 and 8192 / 64.
-  ['llama_3_1_8b', 32, 2 * 8 * 128 * 2, 131_072],
-  ['llama_3_1_70b', 80, 2 * 8 * 128 * 2, 327_680],
+  ['llama_3_1_8b', 32, 2 * 8 * 128 * 2, 131_072, shared(8, 4)],
+  // 16 layers of head_dim 64: a quarter of the 8B.
+  ['llama_3_2_1b', 16, 2 * 8 * 64 * 2, 32_768, shared(8, 4)],
+  ['llama_3_1_70b', 80, 2 * 8 * 128 * 2, 327_680, shared(8, 8)],
   // head_dim is said, and is not 5120 / 64; use_sliding_window is false.
-  ['qwen3_32b', 64, 2 * 8 * 128 * 2, 262_144],
+  ['qwen3_32b', 64, 2 * 8 * 128 * 2, 262_144, shared(8, 8)],
   // (kv_lora_rank + qk_rope_head_dim) x bytes; the layer of num_nextn_predict_layers is not counted.
-  ['deepseek_v3', 61, (512 + 64) * 2, 70_272],
-])('%s keeps every token in %i layers of %i bytes', (name, layers, bytesPerTokenPerLayer, bytesPerToken) => {
-  const group = { name: 'full', kind: 'full', dtype: 'bf16', layers: range(layers), bytesPerTokenPerLayer };
+  ['deepseek_v3', 61, (512 + 64) * 2, 70_272, { headsPerLayer: 1 }],
+])('%s keeps every token in %i layers of %i bytes', (name, layers, bytesPerTokenPerLayer, bytesPerToken, heads) => {
+  const numbers = { dtype: 'bf16', bytesPerNumber: 2, bytesPerTokenPerLayer, ...heads };
+  const group = { name: 'full', kind: 'full', layers: range(layers), ...numbers };
   expect(describeModel(fixture(name))).toEqual({ groups: [{ ...group, bytesPerToken }], bytesPerToken });
 });
 
 test('gpt-oss-120b alternates sliding and full layers', () => {
   // layer_types: sliding_attention, full_attention, ... A layer: 2 x 8 heads x head_dim 64 x 2 bytes.
-  const alike = { dtype: 'bf16', bytesPerTokenPerLayer: 2_048, bytesPerToken: 18 * 2_048 };
+  const numbers = { dtype: 'bf16', bytesPerNumber: 2, ...shared(8, 8) };
+  const alike = { ...numbers, bytesPerTokenPerLayer: 2_048, bytesPerToken: 18 * 2_048 };
   const even = range(36).filter((layer) => layer % 2 === 0);
   const odd = range(36).filter((layer) => layer % 2 === 1);
   const config = fixture('gpt_oss_120b');
@@ -139,6 +145,16 @@ test('as many key/value heads as the config says: all, some or one', () => {
   const mistral = { num_key_value_heads: undefined, model_type: 'mistral', num_attention_heads: 16 };
   expect(perLayer(mistral)).toBe(2 * 8 * 2 * 2);
   expect(refusal(small({ num_key_value_heads: undefined }))).toMatch(/'num_key_value_heads': missing/);
+});
+
+test('without GQA every attention head would have keys and values of its own', () => {
+  // 64 attention heads for 8 of keys and values: 8 times the bytes.
+  const multiHead = describeModel(fixture('llama_3_1_70b'), { multiHead: true });
+  expect(multiHead.bytesPerToken).toBe(8 * 327_680);
+  expect(multiHead.groups[0]).toMatchObject({ bytesPerTokenPerLayer: 8 * 4_096, ...shared(64, 1) });
+  const draft = describeModel(small(), { draft: small(), multiHead: true });
+  expect(draft.groups.map((group) => group.bytesPerTokenPerLayer)).toEqual([2 * 64, 2 * 64]);
+  expect(refusal(fixture('deepseek_v3'), { multiHead: true })).toMatch(/'kv_lora_rank': .*'multiHead' means nothing/);
 });
 
 test('which layers slide is read as the family means it', () => {
@@ -250,7 +266,8 @@ const bytesOf = (group: LayerGroup, allocation: LayerAllocation, granuleBytes = 
 /** A group with so many bytes in each of so many layers. */
 function groupOf(layers: readonly number[], bytesPerTokenPerLayer: number): LayerGroup {
   const bytesPerToken = layers.length * bytesPerTokenPerLayer;
-  return { name: 'full', kind: 'full', dtype: 'bf16', layers, bytesPerTokenPerLayer, bytesPerToken };
+  const numbers = { dtype: 'bf16', bytesPerNumber: 2, headsPerLayer: 1, bytesPerTokenPerLayer, bytesPerToken };
+  return { name: 'full', kind: 'full', layers, ...numbers };
 }
 
 test('layers are split over shards by number, by name or by share', () => {

@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { barChart, lineChart, niceMax, svgPicture } from '../../src/bench/plot.js';
+import { barChart, lineChart, niceMax, svgPicture } from '../../src/common/plot.js';
 
 const FRAME = { x: 100, y: 200, width: 480, height: 416 };
 // What the margins leave of it.
