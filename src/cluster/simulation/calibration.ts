@@ -1,3 +1,4 @@
+import { localError } from '../../common/errors.js';
 import type { SchedulerSettings } from './processor.js';
 
 /** How many of its draft's tokens a model accepts, for one kind of text. */
@@ -71,29 +72,59 @@ export const CALIBRATION: Calibration = {
   scheduler: { latencyMs: 24, minTurnMs: 3, wakeUpMs: 0.05 },
   swDriver: { lanesPerDomain: 1, prefillChunkTokens: 512 },
   kvss: { spinningThreads: 1, bytesPerSecond: 11.8e9 },
-  grammar: { compileThreads: 8, compileCoreSeconds: 18, compileSpread: 1, maskMs: 2 },
+  grammar: { compileThreads: 8, compileCoreSeconds: 3, compileSpread: 0.45, maskMs: 2 },
   models: {
     'llama-3.1-8b': {
       stepMs: 1,
-      stepGrowthPerToken: 1e-4,
+      stepGrowthPerToken: 6.3e-5,
       prefillTokensPerSecond: 40_000,
       stepsPerSecond: 20_000,
       bytesPerToken: 131_072,
       acceptance: {
-        fuzz: { tokensPerStep: 2.157, spread: 0.037, repetitiveShare: 0.035, repetitiveTokensPerStep: 1.22 },
-        chat: { tokensPerStep: 1.98, spread: 0.04, repetitiveShare: 0, repetitiveTokensPerStep: 0 },
+        fuzz: { tokensPerStep: 2.1, spread: 0.036, repetitiveShare: 0.035, repetitiveTokensPerStep: 1.18 },
+        chat: { tokensPerStep: 1.88, spread: 0.05, repetitiveShare: 0, repetitiveTokensPerStep: 0 },
       },
     },
     'qwen-3-32b': {
       stepMs: 3,
-      stepGrowthPerToken: 3e-5,
+      stepGrowthPerToken: 1.8e-5,
       prefillTokensPerSecond: 40_000,
       stepsPerSecond: 7_000,
       bytesPerToken: 262_144,
       acceptance: {
         fuzz: { tokensPerStep: 1.57, spread: 0.27, repetitiveShare: 0, repetitiveTokensPerStep: 0 },
-        chat: { tokensPerStep: 2.7, spread: 0.1, repetitiveShare: 0, repetitiveTokensPerStep: 0 },
+        chat: { tokensPerStep: 2.75, spread: 0.077, repetitiveShare: 0, repetitiveTokensPerStep: 0 },
       },
     },
   },
 };
+
+/** Every number of a calibration by its name, such as `grammar.maskMs`. */
+export function parametersOf(calibration: Calibration): Map<string, number> {
+  const numbers = new Map<string, number>();
+  const walk = (value: object, prefix: string) => {
+    for (const [key, each] of Object.entries(value)) {
+      if (typeof each === 'number') numbers.set(`${prefix}${key}`, each);
+      else walk(each, `${prefix}${key}.`);
+    }
+  };
+  walk(calibration, '');
+  return numbers;
+}
+
+/** A calibration with other values for some of its parameters. Throws KVSS_BAD_INPUT for one that it does not have. */
+export function withParameters(calibration: Calibration, values: ReadonlyMap<string, number>): Calibration {
+  const names = parametersOf(calibration);
+  const unknown = [...values.keys()].find((name) => !names.has(name));
+  if (unknown !== undefined) {
+    throw localError('KVSS_BAD_INPUT', `there is no parameter '${unknown}'; there are ${[...names.keys()].join(', ')}`);
+  }
+  const replaced = <Part extends object>(part: Part, prefix: string): Part =>
+    Object.fromEntries(
+      Object.entries(part).map(([key, each]) => {
+        const name = `${prefix}${key}`;
+        return [key, typeof each === 'number' ? (values.get(name) ?? each) : replaced(each, `${name}.`)];
+      }),
+    ) as Part;
+  return replaced(calibration, '');
+}

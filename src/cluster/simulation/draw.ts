@@ -1,0 +1,61 @@
+import { type Curve, lineChart, niceMax, svgPicture } from '../../common/plot.js';
+import type { ModelSeries } from './experiment.js';
+import type { Scenario } from './scenario.js';
+
+/** One chart of a picture. */
+export interface Drawn {
+  readonly scenario: Scenario;
+  /** Where the jobs are, for people. */
+  readonly placement: string;
+  readonly series: readonly ModelSeries[];
+}
+
+const [WIDTH, HEIGHT, TOP] = [960, 320, 72];
+/** Of a model alone, and with the others: pairs that stay apart for people who see few colours, and on paper. */
+const COLORS = [
+  ['#9aa4af', '#1d4ed8'],
+  ['#d6a77a', '#c2410c'],
+] as const;
+
+/** Tokens a second over time of the jobs that a scenario has figures of, alone and beside the others; a chart for each scenario. */
+export function drawExperiments(drawn: readonly Drawn[]): string {
+  const charts = drawn.map(({ scenario, placement, series }, index) => {
+    const [width, height] = [WIDTH - 16, HEIGHT - 12];
+    const observed = new Set(scenario.rows.flatMap(({ jobs }) => jobs));
+    const most = Math.max(1, ...series.flatMap(({ points }) => points.map(([, tokens]) => tokens)));
+    const models = [...new Set(series.map(({ model }) => model))];
+    const curves: Curve[] = series.map(({ model, alone, points }) => ({
+      name: `${model}${alone ? ' alone' : ''}`,
+      color: COLORS[models.indexOf(model) % COLORS.length]?.[alone ? 0 : 1] ?? '#000000',
+      points,
+    }));
+    const marks = scenario.jobs.flatMap(({ name }) => {
+      const { launchS = 0 } = scenario.loads[name] ?? {};
+      return observed.has(name) || launchS === 0 ? [] : [{ x: launchS, label: name }];
+    });
+    return lineChart(
+      { x: 8, y: TOP + index * HEIGHT, width, height },
+      `${scenario.title} (${placement})`,
+      { label: 'time, s', max: scenario.durationS },
+      { label: `${scenario.rows[0]?.speed === 'total' ? 'all' : 'generated'} tokens/s`, max: niceMax(1.05 * most) },
+      curves,
+      marks,
+    );
+  });
+  const summary = drawn.map(({ scenario, series }) => {
+    const lows = series.map(({ model, alone, points }) => {
+      const least = Math.min(...points.map(([, tokens]) => tokens));
+      return `${model} ${alone ? 'alone' : 'with the others'} never below ${least.toFixed(0)} tokens/s`;
+    });
+    return `${scenario.title}: ${lows.join(', ')}`;
+  });
+  const subtitle = 'mean over the prompts in flight; dashed lines: another job is launched';
+  return svgPicture(
+    WIDTH,
+    TOP + drawn.length * HEIGHT,
+    'Speed of a prompt over time',
+    subtitle,
+    `${summary.join('. ')}.`,
+    charts,
+  );
+}
