@@ -72,7 +72,7 @@ export const CALIBRATION: Calibration = {
   scheduler: { latencyMs: 24, minTurnMs: 3, wakeUpMs: 0.05 },
   swDriver: { lanesPerDomain: 1, prefillChunkTokens: 512 },
   kvss: { spinningThreads: 1, bytesPerSecond: 11.8e9 },
-  grammar: { compileThreads: 8, compileCoreSeconds: 3, compileSpread: 0.45, maskMs: 2 },
+  grammar: { compileThreads: 8, compileCoreSeconds: 3, compileSpread: 0.45, maskMs: 2.15 },
   models: {
     'llama-3.1-8b': {
       stepMs: 1,
