@@ -9,12 +9,14 @@ export type LocalErrorCode =
   | 'KVSS_CLOSED'
   | 'KVSS_TIMEOUT'
   | 'KVSS_SPINE_REFUSED'
+  | 'KVSS_NO_PLACEMENT'
+  | 'KVSS_STALE'
   | 'KVSS_NATIVE_MISSING';
 
 /**
  * Codes are stable: `KVSS_` and the protocol's status in capitals, such as KVSS_NO_MEMORY (docs/PROTOCOL.md has them), or a local
  * one: KVSS_BAD_CONFIG, KVSS_BAD_INPUT, KVSS_BAD_TRACE, KVSS_UNREACHABLE, KVSS_CLOSED, KVSS_TIMEOUT, KVSS_SPINE_REFUSED,
- * KVSS_NATIVE_MISSING.
+ * KVSS_NO_PLACEMENT, KVSS_STALE, KVSS_NATIVE_MISSING.
  */
 export type KvssErrorCode = `KVSS_${string}`;
 
