@@ -83,13 +83,13 @@ const scenarioSchema = z.strictObject({
   jobs: z.string().min(1),
   durationS: seconds.positive(),
   placement: z
-    .union([
-      /** The placement engine chooses, and SwDrivers keep off each other's nodes or do not. */
-      z.strictObject({ exclusion: onOff }),
-      /** Everything is said, by the name of the job. */
-      z.strictObject({ explicit: z.record(z.string(), explicitSchema) }),
-    ])
-    .default({ exclusion: true }),
+    .strictObject({
+      /** Whether SwDrivers that the placement engine places keep off each other's nodes. */
+      exclusion: onOff.default(true),
+      /** Jobs that it does not place, by name. */
+      explicit: z.record(z.string(), explicitSchema).default({}),
+    })
+    .default({ exclusion: true, explicit: {} }),
   loads: z.record(z.string(), loadSchema),
   figures: z.array(rowSchema).min(1),
 });
@@ -104,8 +104,12 @@ export interface Scenario {
   readonly cluster: Cluster;
   readonly jobs: readonly Job[];
   readonly durationS: number;
-  /** Where the jobs are, or whether the placement engine keeps SwDrivers off each other's nodes. */
-  readonly placement: { readonly explicit: readonly PlacedJob[] } | { readonly exclusion: boolean };
+  readonly placement: {
+    /** Whether SwDrivers that the engine places keep off each other's nodes. */
+    readonly exclusion: boolean;
+    /** Jobs that the engine does not place. */
+    readonly explicit: readonly PlacedJob[];
+  };
   /** By the name of the job; every job has one. */
   readonly loads: Readonly<Record<string, Load>>;
   readonly rows: readonly FigureRow[];
@@ -157,8 +161,7 @@ export function readScenario(path: string): Scenario {
     cluster,
     jobs,
     durationS: value.durationS,
-    placement:
-      'explicit' in placement ? { explicit: placeExplicitly(cluster, jobs, placement.explicit, bad) } : placement,
+    placement: { ...placement, explicit: placeExplicitly(cluster, jobs, placement.explicit, bad) },
     loads,
     rows: figures,
   };
@@ -171,9 +174,9 @@ function placeExplicitly(cluster: Cluster, jobs: readonly Job[], explicit: Expli
   const unknown = Object.keys(explicit).find((name) => jobs.every((job) => job.name !== name));
   if (unknown !== undefined) throw bad([...path, unknown], `there is no job '${unknown}'`);
   const owners = new Map<string, string>();
-  return jobs.map((job) => {
+  return jobs.flatMap((job) => {
     const wanted = Object.hasOwn(explicit, job.name) ? explicit[job.name] : undefined;
-    if (!wanted) throw bad(path, `it does not say where job '${job.name}' is`);
+    if (!wanted) return [];
     const { minimum, boxes: most } = job.session;
     if (wanted.boxes.length < minimum || wanted.boxes.length > most) {
       throw bad([...path, job.name, 'boxes'], `${wanted.boxes.length} boxes; the job takes ${minimum} to ${most}`);
