@@ -23,11 +23,13 @@ export function drawExperiments(drawn: readonly Drawn[]): string {
     const [width, height] = [WIDTH - 16, HEIGHT - 12];
     const observed = new Set(scenario.rows.flatMap(({ jobs }) => jobs));
     const most = Math.max(1, ...series.flatMap(({ points }) => points.map(([, tokens]) => tokens)));
+    // Room for the label of the axis beside its numbers.
+    const [unit, scale] = most < 10_000 ? ['tokens/s', 1] : ['thousand tokens/s', 1_000];
     const models = [...new Set(series.map(({ model }) => model))];
     const curves: Curve[] = series.map(({ model, alone, points }) => ({
       name: `${model}${alone ? ' alone' : ''}`,
       color: COLORS[models.indexOf(model) % COLORS.length]?.[alone ? 0 : 1] ?? '#000000',
-      points,
+      points: points.map(([atS, tokens]) => [atS, tokens / scale] as const),
     }));
     const marks = scenario.jobs.flatMap(({ name }) => {
       const { launchS = 0 } = scenario.loads[name] ?? {};
@@ -37,7 +39,10 @@ export function drawExperiments(drawn: readonly Drawn[]): string {
       { x: 8, y: TOP + index * HEIGHT, width, height },
       `${scenario.title} (${placement})`,
       { label: 'time, s', max: scenario.durationS },
-      { label: `${scenario.rows[0]?.speed === 'total' ? 'all' : 'generated'} tokens/s`, max: niceMax(1.05 * most) },
+      {
+        label: `${scenario.rows[0]?.speed === 'total' ? 'all' : 'generated'} ${unit}`,
+        max: niceMax((1.05 * most) / scale),
+      },
       curves,
       marks,
     );

@@ -22,7 +22,7 @@ export interface ExperimentInput {
 export interface RowResult {
   readonly prompts: number;
   readonly figures: Readonly<Record<Figure, number>>;
-  /** Share of the prompts that are slower by more than LOSS than the same prompt of the job alone; none for rows of jobs alone. */
+  /** Share of the prompts that are slower by more than LOSS than the same prompt of the job alone; not there for jobs alone, and without prompts. */
   readonly lostShare: number | undefined;
 }
 
@@ -84,7 +84,7 @@ function resultOf(
   return {
     prompts: speeds.length,
     figures: figuresOf(speeds),
-    lostShare: alone ? undefined : lost / speeds.length,
+    lostShare: alone || speeds.length === 0 ? undefined : lost / speeds.length,
   };
 }
 

@@ -4,6 +4,7 @@ import type { PlacedPod } from '../snapshot.js';
 import type { Calibration, ModelSpeed } from './calibration.js';
 import { drawCompileMs, drawPrompt, type Load, type PromptDraw, wholeColumns } from './load.js';
 import type { Direction, Network } from './network.js';
+import { podsByNode } from './place.js';
 import { sleepingStepMs, spinningStepMs, type Threads } from './processor.js';
 import { SharedService } from './shared_service.js';
 import type { LoadedJob, ServedPrompt } from './simulation.js';
@@ -49,7 +50,8 @@ export class JobRun {
   /** Flows of refills and evicts. Those without bytes count none. */
   readonly paths: readonly Path[];
   readonly #load: Load;
-  readonly #pods: readonly PlacedPod[];
+  readonly #podsByNode: ReadonlyMap<string, readonly PlacedPod[]>;
+  readonly #driverNode: string;
   readonly #boxes: number;
   readonly #model: ModelSpeed;
   /** Each by what comes next. */
@@ -70,15 +72,16 @@ export class JobRun {
   ) {
     this.name = placed.job.name;
     this.#load = load;
-    this.#pods = placed.pods;
+    this.#podsByNode = podsByNode(placed.pods);
+    this.#driverNode = placed.pods.find(({ pod }) => pod.spec.kind === 'swdriver')?.node as string;
     this.#boxes = placed.boxes.length;
     this.#model = around.calibration.models[load.model];
     const service = () => new SharedService<() => void>(around.clock, (next) => next());
     this.#compiles = service();
     this.#prefills = service();
     this.#decodes = service();
-    this.#refillPaths = this.#pathsOf('toBox');
-    this.#evictPaths = this.#pathsOf('toNode');
+    this.#refillPaths = this.#pathsOf(placed.pods, 'toBox');
+    this.#evictPaths = this.#pathsOf(placed.pods, 'toNode');
     this.paths = [...this.#refillPaths, ...this.#evictPaths];
     around.clock.schedule(load.launchS * 1000, () => this.#launch());
   }
@@ -86,7 +89,7 @@ export class JobRun {
   /** The threads that pods of the job have on a node now. */
   threadsOn(node: string): Threads[] {
     if (!this.#present) return [];
-    return this.#pods.flatMap((placed) => (placed.node === node ? this.#threadsOf(placed) : []));
+    return this.#podsByNode.get(node)?.flatMap((placed) => this.#threadsOf(placed)) ?? [];
   }
 
   /** Sets what hangs on the shares of a core that spinning threads have on each node: rates, and capacities of engines. */
@@ -95,7 +98,7 @@ export class JobRun {
     for (const { engine, node } of this.paths) {
       capacities[engine] = kvss.spinningThreads * kvss.bytesPerSecond * (shares.get(node) as number);
     }
-    const share = Math.min(...this.#driverNodes().map((node) => shares.get(node) as number));
+    const share = shares.get(this.#driverNode) as number;
     this.#compiles.setRate(share);
     const stretched = Math.max(1, this.#maskDemand() / share);
     const stepMs = Math.max(
@@ -218,10 +221,6 @@ export class JobRun {
     }
   }
 
-  #driverNodes(): string[] {
-    return this.#pods.filter(({ pod }) => pod.spec.kind === 'swdriver').map(({ node }) => node);
-  }
-
   #lanes(): number {
     return this.around.calibration.swDriver.lanesPerDomain * DOMAINS * this.#boxes;
   }
@@ -253,9 +252,9 @@ export class JobRun {
   }
 
   /** The bytes of a token lie evenly over the domains of all boxes, and within one over the streams of its KVSS pods. */
-  #pathsOf(direction: Direction): Path[] {
+  #pathsOf(pods: readonly PlacedPod[], direction: Direction): Path[] {
     const { network, clock, calibration } = this.around;
-    const streams = this.#pods.flatMap(({ pod, node }) =>
+    const streams = pods.flatMap(({ pod, node }) =>
       pod.spec.kind === 'kvss' ? pod.streams.map((stream, number) => ({ pod, node, stream, number })) : [],
     );
     return streams.map(({ pod, node, stream, number }) => {

@@ -74,7 +74,7 @@ function check(capacities: readonly number[], classes: readonly FlowClass[]): vo
   for (const [index, { links, count, cap = Number.POSITIVE_INFINITY }] of classes.entries()) {
     if (!(count >= 0) || !Number.isFinite(count)) throw bad(`class ${index} has ${count} flows`);
     if (!(cap >= 0)) throw bad(`class ${index} has a cap of ${cap}`);
-    if (new Set(links).size < links.length) throw bad(`class ${index} has a link twice`);
+    if (links.length > 1 && new Set(links).size < links.length) throw bad(`class ${index} has a link twice`);
     const missing = links.find((link) => capacities[link] === undefined);
     if (missing !== undefined) throw bad(`class ${index}: there is no link ${missing}`);
     if (links.every((link) => capacities[link] === Number.POSITIVE_INFINITY) && cap === Number.POSITIVE_INFINITY) {

@@ -1,6 +1,6 @@
 import { KvssError } from '../../common/errors.js';
 import { PlacementEngine } from '../engine.js';
-import type { PlacedJob } from '../snapshot.js';
+import type { PlacedJob, PlacedPod } from '../snapshot.js';
 import type { Scenario } from './scenario.js';
 
 /** Where the jobs of a scenario are. */
@@ -35,6 +35,21 @@ export function placeScenario({ source, cluster, jobs, placement }: Scenario, ex
   const placed = new Map(statement.snapshot.jobs.map((each) => [each.job.name, each]));
   return {
     placed: jobs.map(({ name }) => placed.get(name) as PlacedJob),
-    how: said.size === jobs.length ? 'places as in the file' : `placed with exclusion ${rule ? 'on' : 'off'}`,
+    how: `${said.size === jobs.length ? 'placed by the file' : `exclusion ${rule ? 'on' : 'off'}`}, ${sharedNodes([...placed.values()])}`,
   };
+}
+
+/** Which AX nodes have several SwDrivers. */
+function sharedNodes(placed: readonly PlacedJob[]): string {
+  const drivers = placed.flatMap(({ pods }) => pods.filter(({ pod }) => pod.spec.kind === 'swdriver'));
+  const shared = [...podsByNode(drivers)].filter(([, some]) => some.length > 1);
+  if (shared.length === 0) return 'SwDrivers on nodes of their own';
+  return shared.map(([node, some]) => `${some.length} SwDrivers on ${node}`).join(', ');
+}
+
+/** The pods on each AX node that has any. */
+export function podsByNode(pods: readonly PlacedPod[]): Map<string, PlacedPod[]> {
+  const byNode = new Map<string, PlacedPod[]>();
+  for (const placed of pods) byNode.set(placed.node, [...(byNode.get(placed.node) ?? []), placed]);
+  return byNode;
 }

@@ -22,10 +22,11 @@ export interface SchedulerSettings {
  * so that threads which want less have what they want. `threads` includes that thread.
  */
 export function shareOfSpinner(cores: number, threads: readonly Threads[]): number {
-  const classes: FlowClass[] = threads.map(({ count, demand }) => ({ links: [0], count, cap: demand }));
   const wanted = threads.reduce((sum, { count, demand }) => sum + count * demand, 0);
   if (wanted <= cores) return 1;
-  return Math.max(...maxMinRates([cores], classes).filter((_, index) => (threads[index] as Threads).count > 0));
+  const running = threads.filter(({ count }) => count > 0);
+  const classes = running.map(({ count, demand }): FlowClass => ({ links: [0], count, cap: demand }));
+  return Math.max(...maxMinRates([cores], classes));
 }
 
 /**

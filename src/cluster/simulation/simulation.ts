@@ -63,12 +63,13 @@ export function simulate({ cluster, jobs, calibration, seed, durationS }: Simula
     });
   };
   const runs = jobs.map((job) => new JobRun(job, { clock, network, calibration, seed, durationS, changed }));
-  const coresOfNodes = new Map(cluster.nodes.map(({ name, cores }) => [name, cores / 1000]));
+  const inUse = new Set(jobs.flatMap(({ placed }) => placed.pods.map(({ node }) => node)));
+  const nodes = cluster.nodes.filter(({ name }) => inUse.has(name));
   const settle = () => {
     const shares = new Map<string, number>();
-    for (const [node, cores] of coresOfNodes) {
-      const threads: Threads[] = runs.flatMap((run) => run.threadsOn(node));
-      shares.set(node, shareOfSpinner(cores, threads));
+    for (const { name, cores } of nodes) {
+      const threads: Threads[] = runs.flatMap((run) => run.threadsOn(name));
+      shares.set(name, shareOfSpinner(cores / 1000, threads));
     }
     const capacities = [...network.capacities];
     for (const run of runs) run.setShares(shares, capacities);
