@@ -40,7 +40,7 @@ export function drawExperiments(drawn: readonly Drawn[]): string {
       `${scenario.title} (${placement})`,
       { label: 'time, s', max: scenario.durationS },
       {
-        label: `${scenario.rows[0]?.speed === 'total' ? 'all' : 'generated'} ${unit}`,
+        label: unit,
         max: niceMax((1.05 * most) / scale),
       },
       curves,
@@ -58,7 +58,7 @@ export function drawExperiments(drawn: readonly Drawn[]): string {
   return svgPicture(
     WIDTH,
     TOP + drawn.length * HEIGHT,
-    'Speed of a prompt over time',
+    'Tokens a second of a prompt over time',
     subtitle,
     `${summary.join('. ')}.`,
     charts,
