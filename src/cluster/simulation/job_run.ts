@@ -86,6 +86,11 @@ export class JobRun {
     around.clock.schedule(load.launchS * 1000, () => this.#launch());
   }
 
+  /** All that threadsOn hangs on: as long as it is the same, so are the threads. */
+  get threadState(): string {
+    return `${this.#present} ${this.#compiles.count} ${this.#maskMs() > 0 ? this.#decodes.count : 0}`;
+  }
+
   /** The threads that pods of the job have on a node now. */
   threadsOn(node: string): Threads[] {
     if (!this.#present) return [];
@@ -211,7 +216,7 @@ export class JobRun {
         return [
           { count: this.#spinningLanes(), demand: 1 },
           { count: this.#compiles.count * grammar.compileThreads, demand: 1 },
-          { count: this.#decodes.count, demand: Math.min(1, this.#maskDemand()) },
+          { count: this.#decodes.count, demand: this.#maskDemand() },
         ];
       case 'kvss':
         return [{ count: kvss.spinningThreads, demand: 1 }];

@@ -65,15 +65,21 @@ export function simulate({ cluster, jobs, calibration, seed, durationS }: Simula
   const runs = jobs.map((job) => new JobRun(job, { clock, network, calibration, seed, durationS, changed }));
   const inUse = new Set(jobs.flatMap(({ placed }) => placed.pods.map(({ node }) => node)));
   const nodes = cluster.nodes.filter(({ name }) => inUse.has(name));
+  const shares = new Map<string, number>();
+  let threadState = '';
   const settle = () => {
-    const shares = new Map<string, number>();
-    for (const { name, cores } of nodes) {
-      const threads: Threads[] = runs.flatMap((run) => run.threadsOn(name));
-      shares.set(name, shareOfSpinner(cores / 1000, threads));
+    const state = runs.map((run) => run.threadState).join();
+    if (state !== threadState) {
+      threadState = state;
+      for (const { name, cores } of nodes) {
+        const threads: Threads[] = runs.flatMap((run) => run.threadsOn(name));
+        shares.set(name, shareOfSpinner(cores / 1000, threads));
+      }
     }
     const capacities = [...network.capacities];
     for (const run of runs) run.setShares(shares, capacities);
     const paths = runs.flatMap((run) => run.paths.filter(({ service }) => service.count > 0));
+    if (paths.length === 0) return;
     const rates = maxMinRates(
       capacities,
       paths.map(({ links, service }): FlowClass => ({ links, count: service.count })),
