@@ -1,9 +1,11 @@
+import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { CALIBRATION, parametersOf, withParameters } from '../../src/cluster/simulation/calibration.js';
 import { EventClock } from '../../src/cluster/simulation/event_clock.js';
 import { figuresOf, seriesOf, speedOf } from '../../src/cluster/simulation/figures.js';
 import { SharedService } from '../../src/cluster/simulation/shared_service.js';
 import { type LoadedJob, type ServedPrompt, simulate } from '../../src/cluster/simulation/simulation.js';
+import { settings } from '../model/property_settings.js';
 import { CLUSTER, jobNamed, loaded, PLAIN, placedAt } from './simulation_worlds.js';
 
 /** The prompts of each job, in the order of the jobs. */
@@ -193,6 +195,39 @@ describe('two jobs', () => {
         crowded,
       )[0] ?? [];
     expect(prefillMs(first as ServedPrompt)).toBeCloseTo((1000 * 1_024 * 1e5) / 4 / 2e9, 3);
+  });
+});
+
+describe('any jobs on nodes that they share', () => {
+  // One prompt at a time: several of a job also compete with each other, and one may gain what another loses.
+  test('are never faster together than alone, prompt by prompt, while they move nothing', () => {
+    const someLoad = fc.record({
+      launchS: fc.integer({ min: 0, max: 3 }),
+      outputTokens: fc.integer({ min: 50, max: 2_000 }),
+      schemas: fc.option(fc.integer({ min: 1, max: 8 }), { nil: undefined }),
+      hio: fc.constantFrom('latency' as const, 'buffered' as const),
+    });
+    const node = fc.constantFrom('all', 'low', 'high');
+    const jobs = fc.tuple(fc.tuple(node, node, someLoad), fc.tuple(node, node, someLoad));
+    fc.assert(
+      fc.property(jobs, fc.integer({ min: 1, max: 100 }), (all, seed) => {
+        const loadedJobs = all.map(([driver, shards, load], index) =>
+          loaded(placedAt(jobNamed(`job-${index}`), `box-${index}`, driver, shards), load),
+        );
+        const together = served(loadedJobs, CALIBRATION, { seed, durationS: 6 });
+        for (const [index, job] of loadedJobs.entries()) {
+          const alone = new Map(
+            served([job], CALIBRATION, { seed, durationS: 6 })[0]?.map((each) => [each.number, each]),
+          );
+          for (const prompt of together[index] ?? []) {
+            const own = alone.get(prompt.number);
+            if (own)
+              expect(prompt.endMs - prompt.startMs).toBeGreaterThanOrEqual((own.endMs - own.startMs) * (1 - 1e-6));
+          }
+        }
+      }),
+      settings(40),
+    );
   });
 });
 

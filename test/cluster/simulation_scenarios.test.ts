@@ -56,6 +56,18 @@ describe('the experiments of the source documents', () => {
     }
   });
 
+  test('have one load of structured output, and the fuzzers differ in their model alone', () => {
+    const all = [1, 2, 5].map(experiment);
+    const structured = all.flatMap(({ loads }) =>
+      [1, 2, 3].map((number) => ({ ...loads[`so-${number}`], launchS: 0 })),
+    );
+    for (const load of structured) expect(load).toEqual(structured[0]);
+    const fuzzers = all.map(({ loads }) => ({ ...loads.fuzzer, model: '' }));
+    for (const load of fuzzers) expect(load).toEqual(fuzzers[0]);
+    const caching = [3, 4].map((number) => ({ ...experiment(number).loads['llama-1'], promptTokens: {} }));
+    expect(caching[0]).toEqual(caching[1]);
+  });
+
   test('1: SwDrivers on one node cost a tenth of the prompts more than a quarter of their speed', () => {
     const scenario = experiment(1);
     const [alone, whole, during] = run(scenario);

@@ -40,7 +40,7 @@ export function drawExperiments(drawn: readonly Drawn[]): string {
       `${scenario.title} (${placement})`,
       { label: 'time, s', max: scenario.durationS },
       {
-        label: unit,
+        label: scenario.rows[0]?.speed === 'total' ? `${unit} in all` : `generated ${unit}`,
         max: niceMax((1.05 * most) / scale),
       },
       curves,

@@ -220,9 +220,12 @@ export class JobRun {
         ];
       case 'kvss':
         return [{ count: kvss.spinningThreads, demand: 1 }];
-      default:
+      default: {
         // Nothing is known of them but what they ask for.
-        return [{ count: Math.max(1, Math.ceil(pod.spec.cores / 1000)), demand: Math.min(1, pod.spec.cores / 1000) }];
+        const cores = pod.spec.cores / 1000;
+        const count = Math.ceil(cores);
+        return [{ count, demand: count === 0 ? 0 : cores / count }];
+      }
     }
   }
 
