@@ -24,7 +24,7 @@ export function drawExperiments(drawn: readonly Drawn[]): string {
     const observed = new Set(scenario.rows.flatMap(({ jobs }) => jobs));
     const most = Math.max(1, ...series.flatMap(({ points }) => points.map(([, tokens]) => tokens)));
     // Room for the label of the axis beside its numbers.
-    const [unit, scale] = most < 10_000 ? ['tokens/s', 1] : ['thousand tokens/s', 1_000];
+    const [unit, scale] = most < 1_000 ? ['tokens/s', 1] : ['thousand tokens/s', 1_000];
     const models = [...new Set(series.map(({ model }) => model))];
     const curves: Curve[] = series.map(({ model, alone, points }) => ({
       name: `${model}${alone ? ' alone' : ''}`,
@@ -40,7 +40,7 @@ export function drawExperiments(drawn: readonly Drawn[]): string {
       `${scenario.title} (${placement})`,
       { label: 'time, s', max: scenario.durationS },
       {
-        label: scenario.rows[0]?.speed === 'total' ? `${unit} in all` : `generated ${unit}`,
+        label: `${unit}${scenario.rows[0]?.speed === 'total' ? ' in all' : ''}`,
         max: niceMax((1.05 * most) / scale),
       },
       curves,
@@ -54,7 +54,8 @@ export function drawExperiments(drawn: readonly Drawn[]): string {
     });
     return `${scenario.title}: ${lows.join(', ')}`;
   });
-  const subtitle = 'mean over the prompts in flight; dashed lines: another job is launched';
+  const subtitle =
+    'mean over the prompts in flight; where jobs lose nothing, the curves lie on each other; dashed: another job is launched';
   return svgPicture(
     WIDTH,
     TOP + drawn.length * HEIGHT,

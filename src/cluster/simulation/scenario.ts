@@ -7,7 +7,7 @@ import type { PlacedJob } from '../snapshot.js';
 import { MODELS, TEXTS } from './calibration.js';
 import type { Load } from './load.js';
 
-const MAX_SECONDS = 1e7;
+const MAX_SECONDS = 1e6;
 const MAX_PROMPTS = 1e6;
 const MAX_TOKENS = 1e7;
 
