@@ -133,6 +133,24 @@ describe('the experiments of the source documents', () => {
   });
 });
 
+test('the scenario in docs/EXPERIMENTS.md is one', () => {
+  const page = readFileSync(new URL('../../docs/EXPERIMENTS.md', import.meta.url), 'utf8');
+  const [, text = ''] = /```yaml\n(.*?)```/s.exec(page) ?? [];
+  using scratch = new Scratch();
+  const two = readFileSync(join(FOLDER, 'jobs/four-prompt-caching.yaml'), 'utf8').split('  - name: llama-3')[0] ?? '';
+  const jobs = scratch.file('two-chats.yaml', two.replaceAll('llama-', 'chat-'));
+  const path = scratch.file(
+    'scenario.yaml',
+    text.replace('../clusters', `${FOLDER}../clusters`).replace('jobs/two-chats.yaml', jobs),
+  );
+  const scenario = { ...readScenario(path), durationS: 90 };
+  expect(placeScenario(scenario).how).toBe('exclusion on, SwDrivers on nodes of their own');
+  const [alone, beside] = run(scenario);
+  expect(alone?.lostShare).toBeUndefined();
+  expect(beside?.lostShare).toBe(0);
+  expect(beside?.prompts).toBeLessThan(alone?.prompts ?? 0);
+});
+
 describe('what comes out is simulated', () => {
   const scenario = begin(experiment(1));
   const [, , as] = run(scenario);
@@ -219,7 +237,7 @@ figures:
     ],
     ['kvss: ax-0', 'kvss: [ax-0, ax-0]', ":9: 'placement.explicit.chat.nodes.kvss': 2 nodes for 4 pods"],
     ['kvss: ax-0', 'kvss: ax-1', "AX node 'ax-1' has no NIC for the streams of chat.kvss.box-0.d0.0"],
-    [', kvss: ax-0', '', ":9: 'placement.explicit.chat.nodes.kvss': the 4 pods of job 'chat' need a node"],
+    [', kvss: ax-0', '', ":9: 'placement.explicit.chat.nodes.kvss': missing; pods of job 'chat' that need a node: 4"],
     ['kvss: ax-0', 'kvss: ax-0, kvs: ax-0', ':9: '],
     ['boxes: [box-0]', 'boxes: [box-7]', ":8: 'placement.explicit.chat.boxes.0': the cluster has no box 'box-7'"],
     ['boxes: [box-0]', 'boxes: [box-0, box-0]', ":8: 'placement.explicit.chat.boxes': 2 boxes; the job takes 1 to 1"],

@@ -196,7 +196,7 @@ function placeExplicitly(cluster: Cluster, jobs: readonly Job[], explicit: Expli
       const at = [...path, job.name, 'nodes', kind];
       const count = pods.filter(({ spec }) => spec.kind === kind).length;
       const nodes = wanted.nodes[kind];
-      if (!nodes) throw bad(at, `the ${count} pods of job '${job.name}' need a node`);
+      if (!nodes) throw bad(at, `missing; pods of job '${job.name}' that need a node: ${count}`);
       if (nodes.length !== 1 && nodes.length !== count) throw bad(at, `${nodes.length} nodes for ${count} pods`);
       const missing = nodes.find((name) => cluster.nodes.every((node) => node.name !== name));
       if (missing !== undefined) throw bad(at, `the cluster has no AX node '${missing}'`);
