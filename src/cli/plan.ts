@@ -1,9 +1,13 @@
 import { Command } from 'commander';
-import { simulateCommand } from './plan_simulate.js';
+import { planClusterCommand } from './plan_cluster.js';
+import { planPlacementCommand } from './plan_placement.js';
+import { planSimulateCommand } from './plan_simulate.js';
 
 /** `kvss plan`: what a box and a cluster need before anyone buys or boots them. */
 export function planCommand(): Command {
   return new Command('plan')
     .description('sizes, bandwidth, memory and placement, before anything is bought or booted')
-    .addCommand(simulateCommand());
+    .addCommand(planClusterCommand())
+    .addCommand(planPlacementCommand())
+    .addCommand(planSimulateCommand());
 }

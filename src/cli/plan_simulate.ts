@@ -28,7 +28,7 @@ interface SimulateFlags {
   svg?: string;
 }
 
-export function simulateCommand(): Command {
+export function planSimulateCommand(): Command {
   return new Command('simulate')
     .description('simulate jobs that share a cluster: tokens a second of each, alone and beside the others')
     .argument('<scenario...>', 'YAML files of scenarios; see docs/EXPERIMENTS.md')

@@ -196,9 +196,17 @@ function shardsFor(demands: readonly Demand[], bins: readonly Bin[], opened: num
     memory: Math.min(...shards.map(({ memory }) => memory)),
     bandwidth: Math.min(...shards.map(({ bandwidth }) => bandwidth)),
   };
-  const rooms = bins.map((bin) => ({ ...bin, most: mostOf(least, bin, false) })).filter(({ most }) => most > 0);
-  const empty = rooms.filter(({ inUse }) => !inUse).sort((a, b) => b.most - a.most);
-  const inUse = rooms.filter((bin) => bin.inUse);
+  const inUse: { count: number; most: number; shards: number }[] = [];
+  const empty: { count: number; most: number }[] = [];
+  let mostNow = 0;
+  for (const bin of bins) {
+    const most = mostOf(least, bin, false);
+    if (most === 0) continue;
+    mostNow = Math.max(mostNow, bin.shards);
+    if (bin.inUse) inUse.push({ count: bin.count, most, shards: bin.shards });
+    else if (opened > 0) empty.push({ count: bin.count, most });
+  }
+  empty.sort((a, b) => b.most - a.most);
   const roomUpTo = (limit: number) => {
     let room = 0;
     for (const bin of inUse) room += bin.count * Math.max(0, Math.min(bin.most, limit - bin.shards));
@@ -211,8 +219,7 @@ function shardsFor(demands: readonly Demand[], bins: readonly Bin[], opened: num
     }
     return room;
   };
-  const enough = Math.max(...rooms.map(({ shards: there }) => there), 0) + wanted;
-  let [below, limit] = [0, enough];
+  let [below, limit] = [0, mostNow + wanted];
   while (limit - below > 1) {
     const middle = (below + limit) >> 1;
     if (roomUpTo(middle) >= wanted) limit = middle;

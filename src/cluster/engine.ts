@@ -8,7 +8,7 @@ import { type Found, type SearchResult, search, type Wanted } from './search.js'
 import { emptySnapshot, freeze, hashSnapshot, type PlacedJob, type PlacedPod, type Snapshot } from './snapshot.js';
 
 /** Candidates that one search looks at before it answers with the best so far. */
-export const DEFAULT_BUDGET = 200_000;
+export const DEFAULT_BUDGET = 50_000;
 
 /** Snapshots before the current one that an engine can go back to. */
 const MAX_HISTORY = 256;
@@ -394,7 +394,7 @@ export class Statement {
     }
     const free = ledger.boxTaken.filter((taken) => taken === 0).length;
     if (wanted.boxes && wanted.boxes.count > free) {
-      return none(`it needs ${wanted.boxes.count} boxes, and ${free} are free`);
+      return none(`boxes that it needs at least: ${wanted.boxes.count}, free ones: ${free}`);
     }
     for (const pod of this.#examples(ledger, wanted)) {
       const reasons = obstaclesOf(ledger, pod, this.options);

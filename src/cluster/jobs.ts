@@ -78,7 +78,8 @@ const ALL_DOMAINS: readonly number[] = Array.from({ length: DOMAINS }, (_, domai
 
 const boxCount = z.number().int().min(1);
 
-const jobSchema = z
+/** One job, as people write it. */
+export const jobSchema = z
   .strictObject({
     name: name.max(40),
     session: z.strictObject({

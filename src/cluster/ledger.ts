@@ -38,6 +38,9 @@ export interface Rules {
   readonly rejectSpine: boolean;
 }
 
+/** Shapes of pods that were seen before; pods of a snapshot come again with every ledger. */
+const seen = new WeakMap<Fabric, WeakMap<Pod, Shape>>();
+
 /** What is free and what is in use: a snapshot, added up, that can be changed and changed back. */
 export class Ledger {
   readonly fabric: Fabric;
@@ -57,9 +60,12 @@ export class Ledger {
   nodesInUse = 0;
   cablingsInUse = 0;
   readonly #shapes = new Map<string, Shape>();
+  readonly #seen: WeakMap<Pod, Shape>;
 
   constructor(snapshot: Snapshot) {
     this.fabric = fabricOf(snapshot.cluster);
+    this.#seen = seen.get(this.fabric) ?? new WeakMap();
+    seen.set(this.fabric, this.#seen);
     const { nodes, leaves, boxes } = snapshot.cluster;
     this.coresFree = Float64Array.from(nodes, ({ cores }) => cores);
     this.memoryFree = Float64Array.from(nodes, ({ memory }) => memory);
@@ -82,17 +88,25 @@ export class Ledger {
     return this.fabric.nodeNumber.get(name) as number;
   }
 
-  shapeOf({ spec, streams }: Pod): Shape {
-    const byWay = new Map<string, { leaf: number; domain: number; bandwidth: number }>();
+  shapeOf(pod: Pod): Shape {
+    const known = this.#seen.get(pod);
+    if (known) return known;
+    const shape = this.#shapeOf(pod);
+    this.#seen.set(pod, shape);
+    return shape;
+  }
+
+  #shapeOf({ spec, streams }: Pod): Shape {
+    const ways: { leaf: number; domain: number; bandwidth: number }[] = [];
     for (const { leaf: name, domain, bandwidth } of streams) {
       const leaf = this.fabric.leafNumber.get(name) as number;
-      const way = byWay.get(`${leaf}/${domain}`);
+      const way = ways.find((each) => each.leaf === leaf && each.domain === domain);
       if (way) way.bandwidth += bandwidth;
-      else byWay.set(`${leaf}/${domain}`, { leaf, domain, bandwidth });
+      else ways.push({ leaf, domain, bandwidth });
     }
     const kind = spec.kind === 'swdriver' || spec.kind === 'kvss' ? spec.kind : '';
-    const ways = [...byWay].map(([way, { bandwidth }]) => `${way}:${bandwidth}`).join();
-    const key = `${kind} ${spec.cores} ${spec.memory} ${ways}`;
+    let key = `${kind} ${spec.cores} ${spec.memory}`;
+    for (const { leaf, domain, bandwidth } of ways) key += ` ${leaf}/${domain}:${bandwidth}`;
     let shape = this.#shapes.get(key);
     if (!shape) {
       shape = {
@@ -101,7 +115,7 @@ export class Ledger {
         memory: spec.memory,
         driver: spec.kind === 'swdriver',
         shard: spec.kind === 'kvss',
-        streams: [...byWay.values()],
+        streams: ways,
         footprints: [],
       };
       this.#shapes.set(key, shape);

@@ -14,6 +14,8 @@ export interface Wanted {
     readonly count: number;
     /** The job has none yet: the pods of the whole job go with the first one. */
     readonly first: boolean;
+    /** Only boxes of this cabling. */
+    readonly cabling?: number;
   };
   /** Pods whose boxes are known. */
   readonly pods: readonly Pod[];
@@ -43,13 +45,23 @@ export interface SearchResult {
 /** Greedy placements of so many choices of boxes before the exact search begins. */
 const FIRST_CHOICES = 12;
 
-/** A bound takes about as long as looking at so many candidates. */
-const CANDIDATES_PER_BOUND = 20;
+/** A bound takes about as long for each kind of AX node as looking at so many candidates. */
+const WORK_PER_BIN = 2;
 
 /** So many pods of one shape. */
 interface Batch {
   readonly shape: Shape;
   count: number;
+}
+
+/** What choosing a box comes to. */
+interface BoxChoice {
+  readonly pods: readonly Pod[];
+  readonly batches: readonly Batch[];
+  /** Its ports carry the streams of these pods. */
+  readonly fits: boolean;
+  /** Bandwidth across the spine, wherever the pods go. */
+  readonly leastSpine: number;
 }
 
 /** A place for a pod. */
@@ -99,12 +111,14 @@ class Search {
   readonly #fabric: Fabric;
   readonly #islands: Islands;
   readonly #ways = new Map<string, Ways>();
-  readonly #batchesOfCabling = new Map<string, readonly Batch[]>();
+  readonly #choices = new Map<number, BoxChoice>();
+  readonly #leastSpineOfPods: number;
   /** Sets of leaves of each island. */
   readonly #leafSetsOf: number[][];
   readonly #startUplink: number;
   #looked = 0;
-  #bounds = 0;
+  /** What bounds have taken, in candidates that could have been looked at instead. */
+  #boundWork = 0;
   #exhausted = false;
   /** Cablings of the boxes that are chosen, in order. */
   readonly #chosen: number[] = [];
@@ -126,13 +140,14 @@ class Search {
     this.#islands = new Islands(ledger, fixedLeaves, rules.exclusion);
     this.#leafSetsOf = this.#islands.all.map((island) => [...new Set(island.classes.map(({ leafSet }) => leafSet))]);
     this.#startUplink = ledger.mostLoadedUplink();
+    this.#leastSpineOfPods = wanted.pods.reduce((sum, pod) => sum + this.#waysOf(ledger.shapeOf(pod)).least, 0);
   }
 
   run(): SearchResult {
     this.#root = this.#boundOfAll();
     if (this.#root !== IMPOSSIBLE) {
       this.#greedily();
-      if (!this.#isOptimal()) this.#chooseBoxes(new Map());
+      if (!this.#isOptimal()) this.#chooseBoxes(new Set());
     }
     const complete = !this.#exhausted;
     return { found: this.#best && this.#found(complete), looked: this.#looked, complete };
@@ -170,7 +185,7 @@ class Search {
   }
 
   #spent(): number {
-    return this.#looked + CANDIDATES_PER_BOUND * this.#bounds;
+    return this.#looked + this.#boundWork;
   }
 
   // Boxes
@@ -227,18 +242,31 @@ class Search {
 
   /** The ports of such a box carry the streams of the pods that it would have. */
   #fits(cabling: number, first: boolean): boolean {
+    const only = this.wanted.boxes?.cabling ?? cabling;
+    return cabling === only && this.#choiceOf(cabling, first).fits;
+  }
+
+  /** What choosing a box of a cabling comes to; `first`: with the pods of the whole job. */
+  #choiceOf(cabling: number, first: boolean): BoxChoice {
+    const known = this.#choices.get(first ? -1 - cabling : cabling);
+    if (known) return known;
     const { job } = this.wanted.boxes as NonNullable<Wanted['boxes']>;
     const { boxes, portBandwidth } = this.#fabric.cablings[cabling] as Cabling;
     const box = this.#fabric.cluster.boxes[boxes[0] as number] as Box;
+    const pods = [...(first ? podsOfJob(job, box) : []), ...podsOfBox(job, box)];
+    const batches = this.#batchesOfPods(pods);
     const load = new Map<string, number>();
-    for (const { streams } of [...podsOfBox(job, box), ...(first ? podsOfJob(job, box) : [])]) {
-      for (const { domain, port, bandwidth } of streams) {
-        const sum = (load.get(`${domain}/${port}`) ?? 0) + bandwidth;
-        if (sum > portBandwidth) return false;
-        load.set(`${domain}/${port}`, sum);
-      }
+    for (const { domain, port, bandwidth } of pods.flatMap(({ streams }) => streams)) {
+      load.set(`${domain}/${port}`, (load.get(`${domain}/${port}`) ?? 0) + bandwidth);
     }
-    return true;
+    const choice = {
+      pods,
+      batches,
+      fits: Math.max(0, ...load.values()) <= portBandwidth,
+      leastSpine: batches.reduce((sum, { shape, count }) => sum + count * this.#waysOf(shape).least, 0),
+    };
+    this.#choices.set(first ? -1 - cabling : cabling, choice);
+    return choice;
   }
 
   #take(cablings: readonly number[]): void {
@@ -259,7 +287,7 @@ class Search {
    * Every choice of boxes, once of those that come to the same. `banned` has the cablings that later boxes must not
    * have: what they lead to has been looked at.
    */
-  #chooseBoxes(banned: ReadonlyMap<number, true>): void {
+  #chooseBoxes(banned: Set<number>): void {
     const { boxes: choice } = this.wanted;
     if (!choice || this.#chosen.length === choice.count) {
       const batches = this.#batches();
@@ -270,27 +298,32 @@ class Search {
       this.#placePods(itemsOf(batches), 0, new Bans(), this.#startUplink, 0);
       return;
     }
-    // The first box is another thing than the others only where pods of the whole job have streams to it.
+    // The first box is another thing than the others: the pods of the whole job go with it.
     const first = this.#chosen.length === 0 && choice.first;
-    let bans = new Map(banned);
+    const added: number[] = [];
     for (const cabling of this.#boxCandidates(first, banned)) {
       this.#looked += 1;
       if (this.#spent() > this.budget) {
         this.#exhausted = true;
-        return;
+        break;
       }
       this.#take([cabling]);
       if (!this.#best || compareScores(this.#boundOfChosen(), this.#best.score) < 0) {
-        this.#chooseBoxes(first ? new Map() : bans);
+        this.#chooseBoxes(first ? new Set() : banned);
       }
       this.#untake([cabling]);
-      if (this.#exhausted || this.#isOptimal()) return;
-      bans = new Map(bans);
-      for (const alike of this.#islands.alikeCablings(cabling)) bans.set(alike, true);
+      if (this.#exhausted || this.#isOptimal()) break;
+      if (first) continue;
+      for (const alike of this.#islands.alikeCablings(cabling)) {
+        if (banned.has(alike)) continue;
+        banned.add(alike);
+        added.push(alike);
+      }
     }
+    for (const cabling of added) banned.delete(cabling);
   }
 
-  #boxCandidates(first: boolean, banned: ReadonlyMap<number, true>): number[] {
+  #boxCandidates(first: boolean, banned: ReadonlySet<number>): number[] {
     const last = this.#chosen.at(-1);
     const candidates = this.#islands
       .distinct()
@@ -313,35 +346,15 @@ class Search {
       .map(({ cabling }) => cabling);
   }
 
-  /** Pods that go with a box of a cabling, as what they ask for. */
-  #batchesOf(cabling: number, first: boolean): readonly Batch[] {
-    const key = `${cabling} ${first}`;
-    const known = this.#batchesOfCabling.get(key);
-    if (known) return known;
-    const { job } = this.wanted.boxes as NonNullable<Wanted['boxes']>;
-    const number = this.#fabric.cablings[cabling]?.boxes[0] as number;
-    const box = this.#fabric.cluster.boxes[number] as Box;
-    const batches = this.#batchesOfPods(first ? podsOfJob(job, box) : podsOfBox(job, box));
-    this.#batchesOfCabling.set(key, batches);
-    return batches;
-  }
-
   #batchesOfPods(pods: readonly Pod[]): Batch[] {
     return collect(pods.map((pod) => ({ shape: this.ledger.shapeOf(pod), count: 1 })));
   }
 
   /** All pods that go with the boxes that are chosen. */
   #batches(): Batch[] {
-    return collect([...this.#batchesOfPods(this.wanted.pods), ...this.#batchesOfChosen()]);
-  }
-
-  #batchesOfChosen(): Batch[] {
-    const { boxes: choice } = this.wanted;
-    const [head] = this.#chosen;
-    return [
-      ...(choice?.first && head !== undefined ? this.#batchesOf(head, true) : []),
-      ...this.#chosen.flatMap((cabling) => this.#batchesOf(cabling, false)),
-    ];
+    const { boxes: choice, pods } = this.wanted;
+    const chosen = this.#chosen.flatMap((cabling, at) => this.#choiceOf(cabling, at === 0 && !!choice?.first).batches);
+    return collect([...this.#batchesOfPods(pods), ...chosen]);
   }
 
   // Bounds
@@ -418,9 +431,10 @@ class Search {
   }
 
   #bound(batches: readonly Batch[], uplink = this.#startUplink, shards = 0): ScoreVector {
-    this.#bounds += 1;
     const demands = batches.map((batch) => this.#demandOf(batch));
-    return lowerBound(demands, this.#bins(), this.#standing(uplink, shards), this.rules.exclusion);
+    const bins = this.#bins();
+    this.#boundWork += WORK_PER_BIN * bins.length;
+    return lowerBound(demands, bins, this.#standing(uplink, shards), this.rules.exclusion);
   }
 
   /**
@@ -436,8 +450,9 @@ class Search {
     const free = forOthers.reduce((sum, cabling) => sum + cabling.free, 0);
     if (free < choice.count || forFirst.length === 0) return IMPOSSIBLE;
     const demands = this.#batchesOfPods(this.wanted.pods).map((batch) => this.#demandOf(batch));
-    if (choice.first) demands.push(...this.#demandsOfAny(forFirst, podsOfJob, 1));
-    demands.push(...this.#demandsOfAny(forOthers, podsOfBox, choice.count));
+    if (choice.first) demands.push(...this.#demandsOfAny(forFirst, true, 1));
+    const others = choice.count - Number(choice.first);
+    if (others > 0) demands.push(...this.#demandsOfAny(forOthers, false, others));
     const { spine, uplink, fragmentation, shardsPerNode } = this.#standing(this.#startUplink, 0);
     const groups = this.#opensOfBoxes(choice.count, forOthers);
     const standing = { spine, uplink, fragmentation: fragmentation + groups, shardsPerNode };
@@ -447,23 +462,16 @@ class Search {
   }
 
   /** What pods ask for that go with boxes of whichever cabling: one by one, as the job has them. */
-  #demandsOfAny(
-    cablings: readonly { readonly cabling: number }[],
-    podsFor: (job: Job, box: Box) => Pod[],
-    count: number,
-  ): Demand[] {
-    const { job } = this.wanted.boxes as NonNullable<Wanted['boxes']>;
-    const merged: Demand[] = [];
+  #demandsOfAny(cablings: readonly { readonly cabling: number }[], first: boolean, count: number): Demand[] {
+    const merged: Demand[][] = [];
     for (const { cabling } of cablings) {
-      const number = this.#fabric.cablings[cabling]?.boxes[0] as number;
-      const pods = podsFor(job, this.#fabric.cluster.boxes[number] as Box);
-      for (const [index, pod] of pods.entries()) {
+      for (const [index, pod] of this.#choiceOf(cabling, first).pods.entries()) {
         const demand = this.#demandOf({ shape: this.ledger.shapeOf(pod), count });
-        const before = merged[index];
-        merged[index] = before ? easier(before, demand) : demand;
+        if (merged[index]) merged[index].push(demand);
+        else merged.push([demand]);
       }
     }
-    return merged;
+    return merged.map(easiest);
   }
 
   /** How many groups of boxes have to be broken into for so many more. */
@@ -485,19 +493,16 @@ class Search {
 
   /** Of all choices that begin with the boxes that are chosen. */
   #boundOfChosen(): ScoreVector {
-    const chosen = [...this.#batchesOfPods(this.wanted.pods), ...this.#batchesOfChosen()];
-    let spine = this.ledger.spine;
-    for (const { shape, count } of chosen) spine += count * this.#waysOf(shape).least;
-    // The rest adds nothing to what is taken for sure; what the root knows of all holds here as well.
-    const [rootSpine, rootUplink, , rootShards] = this.#root;
-    if (spine > rootSpine) return [spine, rootUplink, 0, 0];
+    const { first } = this.wanted.boxes as NonNullable<Wanted['boxes']>;
+    let spine = this.ledger.spine + this.#leastSpineOfPods;
+    for (const [at, cabling] of this.#chosen.entries()) {
+      spine += this.#choiceOf(cabling, at === 0 && first).leastSpine;
+    }
+    const [rootSpine, uplink, rootFragmentation, rootShards] = this.#root;
+    if (spine > rootSpine) return [spine, uplink, 0, 0];
     const fragmentation = this.ledger.nodesInUse + this.ledger.cablingsInUse + this.#rootOpens;
-    return [
-      rootSpine,
-      rootUplink,
-      Math.max(this.#root[2], fragmentation),
-      fragmentation > this.#root[2] ? 0 : rootShards,
-    ];
+    if (fragmentation > rootFragmentation) return [rootSpine, uplink, fragmentation, 0];
+    return [rootSpine, uplink, rootFragmentation, rootShards];
   }
 
   // Pods
@@ -690,21 +695,16 @@ function compareCandidates(a: Candidate, b: Candidate): number {
   );
 }
 
-/** The lesser of what two pods ask for, in everything. */
-function easier(a: Demand, b: Demand): Demand {
-  const least = Math.min(a.leastSpine, b.leastSpine);
-  const cheapest = [a, b].filter(({ leastSpine }) => leastSpine === least);
-  const amounts = [a.leastSpine, b.leastSpine, a.nextSpine, b.nextSpine].filter((spine) => spine > least);
+/** The least of what some pods ask for, in everything. They play the same part, so they are of one kind. */
+function easiest(demands: readonly Demand[]): Demand {
+  const least = Math.min(...demands.map(({ leastSpine }) => leastSpine));
+  const cheapest = demands.filter(({ leastSpine }) => leastSpine === least);
+  const more = demands.flatMap(({ leastSpine, nextSpine }) => [leastSpine, nextSpine]).filter((spine) => spine > least);
   const anywhere = cheapest.some(({ leastSpineOn }) => leastSpineOn === undefined);
   return {
-    count: a.count,
-    cores: Math.min(a.cores, b.cores),
-    memory: Math.min(a.memory, b.memory),
-    bandwidth: Math.min(a.bandwidth, b.bandwidth),
-    driver: a.driver && b.driver,
-    shard: a.shard,
+    ...(demands[0] as Demand),
     leastSpine: least,
-    nextSpine: Math.min(Number.POSITIVE_INFINITY, ...amounts),
+    nextSpine: Math.min(Number.POSITIVE_INFINITY, ...more),
     leastSpineOn: anywhere ? undefined : new Set(cheapest.flatMap(({ leastSpineOn }) => [...(leastSpineOn ?? [])])),
   };
 }

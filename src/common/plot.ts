@@ -31,12 +31,12 @@ interface Axis {
 }
 
 const MARGIN = { left: 64, right: 16, top: 64, bottom: 52 };
-const INK = '#1f2328';
-const FAINT = '#57606a';
-const GRID = '#d8dee4';
+export const INK = '#1f2328';
+export const FAINT = '#57606a';
+export const GRID = '#d8dee4';
 const LEGEND_SPACING = 150;
 /** Keeps text readable where it crosses a line. */
-const HALO = 'stroke="#ffffff" stroke-width="4" paint-order="stroke"';
+export const HALO = 'stroke="#ffffff" stroke-width="4" paint-order="stroke"';
 
 /** A whole picture. `summary` is what a reader who cannot see it is told. */
 export function svgPicture(
@@ -167,16 +167,17 @@ function format(value: number): string {
   return value.toLocaleString('en-US', { maximumFractionDigits: value < 10 ? 2 : 0 });
 }
 
-function text(x: number, y: number, content: string, attributes: string, color: string): string {
+export function text(x: number, y: number, content: string, attributes: string, color: string): string {
   return `<text x="${x.toFixed(1)}" y="${y.toFixed(1)}" fill="${color}" ${attributes}>${escapeXml(content)}</text>`;
 }
 
-function line(x1: number, y1: number, x2: number, y2: number, color: string, attributes = ''): string {
+export function line(x1: number, y1: number, x2: number, y2: number, color: string, attributes = ''): string {
   return `<line x1="${x1.toFixed(1)}" y1="${y1.toFixed(1)}" x2="${x2.toFixed(1)}" y2="${y2.toFixed(1)}" stroke="${color}" ${attributes}/>`;
 }
 
-function rectangle(x: number, y: number, width: number, height: number, color: string): string {
-  return `<rect x="${x.toFixed(1)}" y="${y.toFixed(1)}" width="${width.toFixed(1)}" height="${height.toFixed(1)}" fill="${color}"/>`;
+export function rectangle(x: number, y: number, width: number, height: number, color: string, attributes = ''): string {
+  const place = `x="${x.toFixed(1)}" y="${y.toFixed(1)}" width="${width.toFixed(1)}" height="${height.toFixed(1)}"`;
+  return `<rect ${place} fill="${color}"${attributes === '' ? '' : ` ${attributes}`}/>`;
 }
 
 function escapeXml(content: string): string {

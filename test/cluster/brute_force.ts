@@ -87,19 +87,29 @@ export function bestOfPods(
 ): ScoreVector | undefined {
   let best: ScoreVector | undefined;
   const placed: PlacedPod[] = [];
+  const room = snapshot.cluster.nodes.map(({ name, cores, memory }) => {
+    const here = standing.filter(({ node }) => node === name).map(({ pod }) => pod.spec);
+    const used = (key: 'cores' | 'memory') => here.reduce((sum, spec) => sum + spec[key], 0);
+    return { node: name, cores: cores - used('cores'), memory: memory - used('memory') };
+  });
   const assign = (index: number) => {
-    const score = judge(snapshot.cluster, snapshot.drained, standing, placed, boxesTaken, rules);
-    // Nothing that is broken is mended by more pods.
-    if (!score) return;
     const pod = pods[index];
     if (!pod) {
-      if (better(score, best)) best = score;
+      const score = judge(snapshot.cluster, snapshot.drained, standing, placed, boxesTaken, rules);
+      if (score && better(score, best)) best = score;
       return;
     }
-    for (const { name } of snapshot.cluster.nodes) {
-      placed.push({ pod, node: name });
+    const { cores, memory } = pod.spec;
+    for (const free of room) {
+      // Nothing that is broken is mended by more pods; the judge sees the rest.
+      if (free.cores < cores || free.memory < memory) continue;
+      free.cores -= cores;
+      free.memory -= memory;
+      placed.push({ pod, node: free.node });
       assign(index + 1);
       placed.pop();
+      free.cores += cores;
+      free.memory += memory;
     }
   };
   assign(0);

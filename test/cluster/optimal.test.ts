@@ -1,14 +1,14 @@
 import { expect, test } from 'vitest';
 import { PlacementEngine, type Statement } from '../../src/cluster/engine.js';
-import type { ScoreVector } from '../../src/cluster/score.js';
+import { compareScores, type ScoreVector } from '../../src/cluster/score.js';
 import { emptySnapshot, type PlacedPod, type Snapshot } from '../../src/cluster/snapshot.js';
 import { KvssError } from '../../src/common/errors.js';
 import { seededRandom } from '../../src/common/random.js';
 import { type BruteRules, bestOfBoxes, bestOfPods, judge } from './brute_force.js';
 import { drawFrom, randomCluster, randomJob } from './random_clusters.js';
 
-/** Random clusters; several times as many with KVSS_PLACEMENT_RUNS. */
-const RUNS = Number(process.env.KVSS_PLACEMENT_RUNS ?? 3000);
+/** Random clusters; `KVSS_TEST_EFFORT` is a factor. */
+const RUNS = Math.ceil(2000 * Number(process.env.KVSS_TEST_EFFORT ?? 1));
 const MAX_ASSIGNMENTS = 2_500;
 
 const podsOf = (snapshot: Snapshot) => snapshot.jobs.flatMap(({ pods }) => pods);
@@ -100,3 +100,32 @@ test(`placements equal the best of all assignments on ${RUNS} random clusters`, 
   // The clusters are neither too easy nor too hard to say something.
   for (const count of Object.values(seen)) expect(count).toBeGreaterThan(RUNS / 50);
 }, 600_000);
+
+test('where the budget ends the search, the best lies between the score and the bound, and what is proven is so', () => {
+  const seen = { ended: 0, better: 0, none: 0 };
+  for (let seed = 1; seed <= RUNS; seed += 1) {
+    const draw = drawFrom(seededRandom(seed));
+    const cluster = randomCluster(draw);
+    const exclusion = draw(0, 3) > 0;
+    const job = randomJob('j', draw);
+    const full = attempt(() => new PlacementEngine(cluster, { exclusion, budget: 1e7 }).begin().place(job));
+    const statement = new PlacementEngine(cluster, { exclusion, budget: draw(1, 60) }).begin();
+    const short = attempt(() => statement.place(job));
+    if (!short || short.complete) {
+      if (full && !short) seen.none += 1;
+      // Of a smaller session less can be asked.
+      if (short && full?.boxes.length === short.boxes.length) expect([seed, short.score]).toEqual([seed, full.score]);
+      continue;
+    }
+    if (!short.score || !short.bound || full?.boxes.length !== short.boxes.length) continue;
+    const best = full.score as ScoreVector;
+    seen.ended += 1;
+    expect([seed, compareScores(short.bound, best) <= 0]).toEqual([seed, true]);
+    expect([seed, compareScores(best, short.score) <= 0]).toEqual([seed, true]);
+    expect(short.score.slice(0, short.provenLevels)).toEqual(best.slice(0, short.provenLevels));
+    if (compareScores(best, short.score) < 0) seen.better += 1;
+    const boxes = boxesOf(statement.snapshot);
+    expect(judge(cluster, [], [], short.placed, boxes, { exclusion, rejectSpine: false })).toEqual(short.score);
+  }
+  for (const count of Object.values(seen)) expect(count).toBeGreaterThan(0);
+});
