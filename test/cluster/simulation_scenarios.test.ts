@@ -1,137 +1,21 @@
-import { readdirSync, readFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
-import { CALIBRATION, withParameters } from '../../src/cluster/simulation/calibration.js';
-import { type RowResult, runExperiment } from '../../src/cluster/simulation/experiment.js';
+import { CALIBRATION } from '../../src/cluster/simulation/calibration.js';
+import { runExperiment } from '../../src/cluster/simulation/experiment.js';
 import { placeScenario } from '../../src/cluster/simulation/place.js';
 import { readScenario, type Scenario } from '../../src/cluster/simulation/scenario.js';
+import { formatState } from '../../src/cluster/state_file.js';
 import { KvssError } from '../../src/common/errors.js';
 import { Scratch } from '../e2e/support.js';
 
 const FOLDER = fileURLToPath(new URL('../../examples/scenarios/', import.meta.url));
-const FILES = readdirSync(FOLDER).filter((name) => name.endsWith('.yaml'));
 
-/** The scenario of the source documents' experiment with this number. */
-function experiment(number: number): Scenario {
-  return readScenario(join(FOLDER, FILES.find((name) => name.startsWith(`${number}-`)) ?? 'none'));
+function rowsOf(scenario: Scenario) {
+  const { placed } = placeScenario(scenario);
+  return runExperiment({ scenario, placed, calibration: CALIBRATION, seed: 1 }).rows;
 }
-
-interface Changes {
-  exclusion?: boolean;
-  parameters?: Record<string, number>;
-}
-
-function run(scenario: Scenario, { exclusion, parameters = {} }: Changes = {}): readonly RowResult[] {
-  const { placed } = placeScenario(scenario, exclusion);
-  const calibration = withParameters(CALIBRATION, new Map(Object.entries(parameters)));
-  return runExperiment({ scenario, placed, calibration, seed: 1 }).rows;
-}
-
-/** Only the first structured-output job, and soon. */
-const begin = (scenario: Scenario): Scenario => ({
-  ...scenario,
-  durationS: 250,
-  loads: { ...scenario.loads, 'so-1': { ...(scenario.loads['so-1'] as Scenario['loads'][string]), launchS: 10 } },
-});
-
-const within = (share: number, figure: number | undefined, published: number) => {
-  expect(Math.abs((figure ?? Number.NaN) / published - 1), `${figure} beside ${published}`).toBeLessThan(share);
-};
-
-describe('the experiments of the source documents', () => {
-  test('are five scenarios that can say nothing of the calibration: all have the same', () => {
-    expect(FILES.map((name) => name[0])).toEqual(['1', '2', '3', '4', '5']);
-    using scratch = new Scratch();
-    for (const name of FILES) {
-      const text = readFileSync(join(FOLDER, name), 'utf8').replaceAll(
-        /(cluster|jobs): (\S+\.yaml)/g,
-        `$1: ${FOLDER}$2`,
-      );
-      for (const key of ['calibration', ...Object.keys(CALIBRATION)]) {
-        const path = scratch.file(`with-${key}-${name}`, `${text}${key}: {}\n`);
-        expect(() => readScenario(path)).toThrow(`unknown key '${key}'`);
-      }
-      expect(readScenario(scratch.file(name, text)).rows).toEqual(readScenario(join(FOLDER, name)).rows);
-    }
-  });
-
-  test('have one load of structured output, and the fuzzers differ in their model alone', () => {
-    const all = [1, 2, 5].map(experiment);
-    const structured = all.flatMap(({ loads }) =>
-      [1, 2, 3].map((number) => ({ ...loads[`so-${number}`], launchS: 0 })),
-    );
-    for (const load of structured) expect(load).toEqual(structured[0]);
-    const fuzzers = all.map(({ loads }) => ({ ...loads.fuzzer, model: '' }));
-    for (const load of fuzzers) expect(load).toEqual(fuzzers[0]);
-    const caching = [3, 4].map((number) => ({ ...experiment(number).loads['llama-1'], promptTokens: {} }));
-    expect(caching[0]).toEqual(caching[1]);
-  });
-
-  test('1: SwDrivers on one node cost a tenth of the prompts more than a quarter of their speed', () => {
-    const scenario = experiment(1);
-    const [alone, whole, during] = run(scenario);
-    expect(during?.lostShare).toBeGreaterThanOrEqual(0.1);
-    // Fitted.
-    within(0.02, alone?.figures.avg, 2039.57);
-    within(0.05, alone?.figures.std, 305.23);
-    within(0.02, alone?.figures.p1, 1913.96);
-    within(0.02, alone?.figures.p5, 1948.7);
-    within(0.05, during?.figures.avg, 1866.62);
-    within(0.2, during?.figures.std, 508.5);
-    within(0.3, during?.figures.p1, 83.3);
-    within(0.4, during?.figures.p5, 610.92);
-    // Predicted.
-    within(0.02, whole?.figures.avg, 2023.51);
-    within(0.1, whole?.figures.std, 334.04);
-    within(0.25, whole?.figures.p1, 1391.5);
-    within(0.02, whole?.figures.p5, 1947.45);
-  });
-
-  test('2: apart none loses anything', () => {
-    const [alone, whole, during] = run(experiment(2));
-    expect(during?.prompts).toBeGreaterThan(1_000);
-    expect(whole?.lostShare).toBe(0);
-    expect(during?.lostShare).toBe(0);
-    expect(whole?.figures).toEqual(alone?.figures);
-    // Predicted.
-    within(0.02, whole?.figures.avg, 2077.88);
-    within(0.03, whole?.figures.p1, 1975.84);
-    within(0.01, whole?.figures.p50, 2002.97);
-    within(0.02, whole?.figures.p99, 3466.78);
-    within(0.03, whole?.figures.std, 307.7);
-  });
-
-  test('the placement engine comes to the same, by whether it keeps SwDrivers apart', () => {
-    const scenario = begin(experiment(1));
-    expect(run(scenario, { exclusion: true })[2]?.lostShare).toBe(0);
-    expect(run(scenario, { exclusion: false })[2]?.lostShare).toBeGreaterThan(0.05);
-    expect(placeScenario(scenario).how).toBe('placed by the file, 4 SwDrivers on ax-2');
-    expect(placeScenario(scenario, true).how).toBe('exclusion on, SwDrivers on nodes of their own');
-    expect(placeScenario(scenario, false).how).toMatch(/^exclusion off, \d SwDrivers on ax-\d/);
-  });
-
-  test('3: jobs that cache prompts are as fast together as alone', () => {
-    const [alone, together, generatedAlone, generated] = run(experiment(3));
-    expect(together?.lostShare).toBe(0);
-    // Fitted.
-    within(0.04, alone?.figures.min, 6016);
-    within(0.04, alone?.figures.max, 21_110);
-    within(0.04, generatedAlone?.figures.min, 1365);
-    within(0.04, generatedAlone?.figures.max, 1934);
-    // Predicted.
-    within(0.05, together?.figures.min, 5765);
-    within(0.05, together?.figures.max, 21_784);
-    within(0.05, generated?.figures.min, 1359);
-    within(0.05, generated?.figures.max, 1957);
-  });
-
-  test.each([4, 5])('%i: nobody loses anything, though two SwDrivers share a node', (number) => {
-    const scenario = experiment(number);
-    expect(placeScenario(scenario).how).toBe('placed by the file, 2 SwDrivers on ax-4');
-    for (const { lostShare } of run(scenario)) expect(lostShare ?? 0).toBe(0);
-  });
-});
 
 test('the scenario in docs/EXPERIMENTS.md is one', () => {
   const page = readFileSync(new URL('../../docs/EXPERIMENTS.md', import.meta.url), 'utf8');
@@ -145,49 +29,13 @@ test('the scenario in docs/EXPERIMENTS.md is one', () => {
   );
   const scenario = { ...readScenario(path), durationS: 90 };
   expect(placeScenario(scenario).how).toBe('exclusion on, SwDrivers on nodes of their own');
-  const [alone, beside] = run(scenario);
+  const [alone, beside] = rowsOf(scenario);
   expect(alone?.lostShare).toBeUndefined();
   expect(beside?.lostShare).toBe(0);
   expect(beside?.prompts).toBeLessThan(alone?.prompts ?? 0);
 });
 
-describe('what comes out is simulated', () => {
-  const scenario = begin(experiment(1));
-  const [, , as] = run(scenario);
-
-  test('it does not know what the documents have', () => {
-    const rows = scenario.rows.map(({ documents: _, ...row }) => ({ ...row, fitted: false }));
-    expect(run({ ...scenario, rows })[2]).toEqual(as);
-  });
-
-  test.each([
-    ['schemas that compile sooner', { 'grammar.compileCoreSeconds': 0.3 }],
-    ['masks that take less', { 'grammar.maskMs': 0.5, 'grammar.compileCoreSeconds': 1 }],
-  ])('less is lost with %s', (_, parameters) => {
-    expect(run(scenario, { parameters })[2]?.lostShare).toBeLessThan((as?.lostShare ?? 0) / 2);
-  });
-
-  test('more is lost with more lanes to wait for', () => {
-    const [, , more] = run(scenario, { parameters: { 'swDriver.lanesPerDomain': 4 } });
-    expect(more?.lostShare).toBeGreaterThan((as?.lostShare ?? 1) * 1.2);
-  });
-
-  test('nothing is lost on nodes with cores enough', () => {
-    const nodes = scenario.cluster.nodes.map((node) => ({ ...node, cores: 4_000_000 }));
-    const [, , large] = run({ ...scenario, cluster: { ...scenario.cluster, nodes } });
-    expect(large?.lostShare).toBe(0);
-  });
-
-  test('nothing is lost by a fuzzer whose lanes are in buffered mode', () => {
-    const fuzzer = { ...(scenario.loads.fuzzer as Scenario['loads'][string]), hio: 'buffered' as const };
-    const [alone, , during] = run({ ...scenario, loads: { ...scenario.loads, fuzzer } });
-    expect(during?.lostShare).toBe(0);
-    // It pays with a wake-up in each step.
-    expect(alone?.figures.p50).toBeLessThan(0.97 * 2_004);
-  });
-});
-
-describe('a scenario that is wrong is refused with file, line and cause', () => {
+describe('a scenario', () => {
   const scratch = new Scratch();
   afterAll(() => scratch[Symbol.dispose]());
   scratch.file(
@@ -202,10 +50,8 @@ nodes:
   );
   const jobsWith = (pods: string) => `jobs: [{ name: chat, session: { boxes: 1 }, pods: [${pods}] }]\n`;
   const DRIVER = '{ kind: swdriver, cores: 1, memory: 1MiB }';
-  scratch.file(
-    'jobs.yaml',
-    jobsWith(`${DRIVER}, { kind: kvss, cores: 1, memory: 1MiB, streams: { bandwidth: 1Mbps } }`),
-  );
+  const JOBS = jobsWith(`${DRIVER}, { kind: kvss, cores: 1, memory: 1MiB, streams: { bandwidth: 1Mbps } }`);
+  scratch.file('jobs.yaml', JOBS);
   scratch.file('two-drivers.yaml', jobsWith(`${DRIVER}, ${DRIVER}`));
   scratch.file('no-shards.yaml', jobsWith(DRIVER));
   const GOOD = `title: small
@@ -223,10 +69,33 @@ figures:
   - jobs: [chat]
 `;
 
-  test('and this one is right', () => {
+  test('is read, and runs', () => {
     const scenario = readScenario(scratch.file('good.yaml', GOOD));
     expect(scenario.loads.chat?.promptTokens).toEqual({ min: 64, max: 64 });
-    expect(run(scenario)[0]?.prompts).toBeGreaterThan(10);
+    expect(rowsOf(scenario)[0]?.prompts).toBeGreaterThan(10);
+  });
+
+  test('has its jobs in a file of their own, or in itself', () => {
+    const inside = GOOD.replace('jobs.yaml', `\n  ${JOBS.replace(/^jobs: \[(.*)\]\n$/, '- $1')}`);
+    expect(inside).toContain('jobs: \n  - { name: chat,');
+    const scenario = readScenario(scratch.file('inside.yaml', inside));
+    const { source } = scenario;
+    expect(scenario).toEqual({ ...readScenario(scratch.file('good.yaml', GOOD)), source });
+  });
+
+  test('has jobs where a state of kvss plan placement has them', () => {
+    const apart = readScenario(scratch.file('good.yaml', GOOD));
+    const { explicit } = apart.placement;
+    scratch.file('state.json', formatState({ version: 3, cluster: apart.cluster, jobs: explicit, drained: [] }));
+    const text = GOOD.replace(/ {2}explicit:.*(?=loads:)/s, '  state: state.json\n');
+    const scenario = readScenario(scratch.file('state.yaml', text));
+    expect(scenario.placement.explicit).toEqual(explicit);
+    expect(placeScenario(scenario).how).toBe('placed by the file, SwDrivers on nodes of their own');
+    const both = scratch.file('both.yaml', GOOD.replace('  explicit:', '  state: state.json\n  explicit:'));
+    expect(() => readScenario(both)).toThrow(`${both}:8: 'placement.explicit.chat': the state says where it is`);
+    scratch.file('other-jobs.yaml', JOBS.replace('cores: 1', 'cores: 2'));
+    const other = scratch.file('other.yaml', text.replace('jobs.yaml', 'other-jobs.yaml'));
+    expect(() => readScenario(other)).toThrow(`${other}:6: 'placement.state': the scenario has another job 'chat'`);
   });
 
   test.each([
@@ -237,12 +106,12 @@ figures:
     ],
     ['kvss: ax-0', 'kvss: [ax-0, ax-0]', ":9: 'placement.explicit.chat.nodes.kvss': 2 nodes for 4 pods"],
     ['kvss: ax-0', 'kvss: ax-1', "AX node 'ax-1' has no NIC for the streams of chat.kvss.box-0.d0.0"],
-    [', kvss: ax-0', '', ":9: 'placement.explicit.chat.nodes.kvss': missing; pods of job 'chat' that need a node: 4"],
+    [', kvss: ax-0', '', ":9: 'placement.explicit.chat.nodes.kvss': missing; pods that need a node: 4"],
     ['kvss: ax-0', 'kvss: ax-0, kvs: ax-0', ':9: '],
     ['boxes: [box-0]', 'boxes: [box-7]', ":8: 'placement.explicit.chat.boxes.0': the cluster has no box 'box-7'"],
     ['boxes: [box-0]', 'boxes: [box-0, box-0]', ":8: 'placement.explicit.chat.boxes': 2 boxes; the job takes 1 to 1"],
     ['    chat:\n', '    chatt:\n', ":7: 'placement.explicit.chatt': there is no job 'chatt'"],
-    ['  chat: { model', '  chatt: { model', ":10: 'loads': job 'chat' of jobs.yaml has none"],
+    ['  chat: { model', '  chatt: { model', ":10: 'loads': job 'chat' has none"],
     ['text: chat,', 'text: chat, ratePerS: -1,', ":11: unknown key 'loads.chat.ratePerS'"],
     ['cachedShare: 0.5', 'cachedShare: -0.5', ":11: 'loads.chat.cachedShare'"],
     ['cachedShare: 0.5', 'cachedShare: 1.5', ":11: 'loads.chat.cachedShare'"],
@@ -254,11 +123,15 @@ figures:
     ['jobs: [chat]', 'jobs: [chatt]', ":13: 'figures.0.jobs.0': there is no job 'chatt'"],
     ['jobs: [chat]', 'jobs: [chat]\n    alone: true\n    during: [chat]', ":15: 'figures.0.during'"],
     ['jobs: [chat]', 'jobs: [chat]\n    documents: { p2: 1 }', ':14: '],
+    ['    chat:\n', '    chat: { boxes: [box-0], nodes: {} }\n    chat:\n', ':8: '],
+    ['jobs.yaml', '[{ name: chat, session: { boxes: 2 }, pods: [] }]', ":3: 'jobs.0.pods'"],
+    ['jobs: jobs.yaml', 'jobs:\n  - name: chat\n    session: { boxes: 0 }', ":5: 'jobs.0.session.boxes'"],
+    ['  explicit:', '  state: nowhere.json\n  explicit:', 'cannot read'],
     ['jobs.yaml', 'two-drivers.yaml', ":3: 'jobs': job 'chat' has 2 SwDriver pods"],
     ['jobs.yaml', 'no-shards.yaml', ":11: 'loads.chat': evicts and refills need KVSS pods"],
     ['jobs.yaml', 'missing.yaml', 'cannot read'],
     ['title: small', 'title: [', ':'],
-  ])('%s -> %s', (from, to, message) => {
+  ])('is refused with file, line and cause: %s -> %s', (from, to, message) => {
     expect(GOOD).toContain(from);
     const path = scratch.file('bad.yaml', GOOD.replace(from, to));
     let refusal: unknown;

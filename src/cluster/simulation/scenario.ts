@@ -1,10 +1,13 @@
 import { dirname, resolve } from 'node:path';
+import { isMap, isNode, isScalar, parseDocument } from 'yaml';
 import { z } from 'zod';
 import { parseYaml, readText } from '../../common/yaml_file.js';
-import { type Box, type Cluster, readCluster } from '../cluster.js';
-import { type Job, POD_KINDS, type PodKind, podsOfBox, podsOfJob, readJobs } from '../jobs.js';
+import { type Cluster, readCluster } from '../cluster.js';
+import { type Job, parseJobs, readJobs } from '../jobs.js';
 import type { PlacedJob } from '../snapshot.js';
+import { parseState } from '../state_file.js';
 import { MODELS, TEXTS } from './calibration.js';
+import { explicitSchema, jobsOfState, placeExplicitly } from './explicit_places.js';
 import type { Load } from './load.js';
 
 const MAX_SECONDS = 1e6;
@@ -68,19 +71,12 @@ const rowSchema = z
 /** YAML takes a bare on or off for a text. */
 const onOff = z.union([z.boolean(), z.enum(['on', 'off']).transform((text) => text === 'on')]);
 
-/** One AX node for all pods of the kind, or one for each: those of the first box first, by domain. */
-const nodesOfKind = z.union([z.string().transform((node) => [node]), z.array(z.string()).min(1)]);
-
-const explicitSchema = z.strictObject({
-  boxes: z.array(z.string()).min(1),
-  nodes: z.partialRecord(z.enum(POD_KINDS), nodesOfKind),
-});
-
 const scenarioSchema = z.strictObject({
   title: z.string().min(1).max(120),
-  /** Files of the cluster and of its jobs, from the folder of this one. */
+  /** File of the cluster, from the folder of this one. */
   cluster: z.string().min(1),
-  jobs: z.string().min(1),
+  /** File of the jobs, or the jobs themselves as such a file has them. */
+  jobs: z.union([z.string().min(1), z.array(z.unknown()).min(1)]),
   durationS: seconds.positive(),
   placement: z
     .strictObject({
@@ -88,6 +84,8 @@ const scenarioSchema = z.strictObject({
       exclusion: onOff.default(true),
       /** Jobs that it does not place, by name. */
       explicit: z.record(z.string(), explicitSchema).default({}),
+      /** What `kvss plan placement` has written: jobs that are there stay there. */
+      state: z.string().min(1).optional(),
     })
     .default({ exclusion: true, explicit: {} }),
   loads: z.record(z.string(), loadSchema),
@@ -115,26 +113,25 @@ export interface Scenario {
   readonly rows: readonly FigureRow[];
 }
 
-type Refuse = (path: readonly PropertyKey[], cause: string) => Error;
-
 /**
  * Reads the YAML file of a scenario, with the files that it names. Throws KVSS_BAD_INPUT with file, line, key and cause for
  * what is unknown or out of range, and for a job, box, pod or AX node that does not exist.
  */
 export function readScenario(path: string): Scenario {
-  const { value, bad } = parseYaml(readText(path), path, scenarioSchema);
+  const text = readText(path);
+  const { value, bad } = parseYaml(text, path, scenarioSchema);
   const { placement, loads, figures } = value;
-  const cluster = readCluster(resolve(dirname(path), value.cluster));
-  const jobs = readJobs(resolve(dirname(path), value.jobs), cluster);
-  const jobsByName = new Map(jobs.map((job) => [job.name, job]));
-  const job = (name: string, at: readonly PropertyKey[]): Job => {
-    const known = jobsByName.get(name);
-    if (!known) throw bad(at, `there is no job '${name}' in ${value.jobs}`);
-    return known;
+  const beside = (name: string) => resolve(dirname(path), name);
+  const cluster = readCluster(beside(value.cluster));
+  const jobs =
+    typeof value.jobs === 'string' ? readJobs(beside(value.jobs), cluster) : parseJobs(onlyJobs(text), path, cluster);
+  const names = new Set(jobs.map(({ name }) => name));
+  const checkJob = (name: string, at: readonly PropertyKey[]) => {
+    if (!names.has(name)) throw bad(at, `there is no job '${name}'`);
   };
   for (const { name, pods } of jobs) {
     const load = Object.hasOwn(loads, name) ? loads[name] : undefined;
-    if (!load) throw bad(['loads'], `job '${name}' of ${value.jobs} has none`);
+    if (!load) throw bad(['loads'], `job '${name}' has none`);
     const drivers = pods.reduce((sum, { kind, count }) => sum + (kind === 'swdriver' ? count : 0), 0);
     if (drivers !== 1)
       throw bad(['jobs'], `job '${name}' has ${drivers} SwDriver pods; a job that is simulated has one`);
@@ -149,69 +146,40 @@ export function readScenario(path: string): Scenario {
       );
     }
   }
-  for (const name of Object.keys(loads)) job(name, ['loads', name]);
+  for (const name of Object.keys(loads)) checkJob(name, ['loads', name]);
   for (const [index, row] of figures.entries()) {
     for (const key of ['jobs', 'during'] as const) {
-      for (const [at, name] of (row[key] ?? []).entries()) job(name, ['figures', index, key, at]);
+      for (const [at, name] of (row[key] ?? []).entries()) checkJob(name, ['figures', index, key, at]);
     }
   }
+  const placed =
+    placement.state === undefined
+      ? []
+      : parseState(readText(beside(placement.state)), cluster, beside(placement.state)).jobs;
   return {
     source: path,
     title: value.title,
     cluster,
     jobs,
     durationS: value.durationS,
-    placement: { ...placement, explicit: placeExplicitly(cluster, jobs, placement.explicit, bad) },
+    placement: {
+      exclusion: placement.exclusion,
+      explicit: [...jobsOfState(jobs, placed, bad), ...placeExplicitly(cluster, jobs, placement.explicit, placed, bad)],
+    },
     loads,
     rows: figures,
   };
 }
 
-type Explicit = Readonly<Record<string, z.output<typeof explicitSchema>>>;
+/** The text of a scenario with nothing left but its jobs, on the lines where they stand. */
+function onlyJobs(text: string): string {
+  const { contents } = parseDocument(text);
+  const pair = isMap(contents) ? contents.items.find(({ key }) => isScalar(key) && key.value === 'jobs') : undefined;
+  const [from, to] = [rangeOf(pair?.key)[0], rangeOf(pair?.value)[1]];
+  return text.slice(0, from).replaceAll(/[^\n]/g, '') + text.slice(from, to);
+}
 
-function placeExplicitly(cluster: Cluster, jobs: readonly Job[], explicit: Explicit, bad: Refuse): PlacedJob[] {
-  const path = ['placement', 'explicit'];
-  const unknown = Object.keys(explicit).find((name) => jobs.every((job) => job.name !== name));
-  if (unknown !== undefined) throw bad([...path, unknown], `there is no job '${unknown}'`);
-  const owners = new Map<string, string>();
-  return jobs.flatMap((job) => {
-    const wanted = Object.hasOwn(explicit, job.name) ? explicit[job.name] : undefined;
-    if (!wanted) return [];
-    const { minimum, boxes: most } = job.session;
-    if (wanted.boxes.length < minimum || wanted.boxes.length > most) {
-      throw bad([...path, job.name, 'boxes'], `${wanted.boxes.length} boxes; the job takes ${minimum} to ${most}`);
-    }
-    const boxes = wanted.boxes.map((name, index) => {
-      const at = [...path, job.name, 'boxes', index];
-      const box = cluster.boxes.find((each) => each.name === name);
-      if (!box) throw bad(at, `the cluster has no box '${name}'`);
-      const owner = owners.get(name);
-      if (owner !== undefined) throw bad(at, `job '${owner}' has box '${name}'`);
-      owners.set(name, job.name);
-      return box;
-    });
-    const pods = [...podsOfJob(job, boxes[0] as Box), ...boxes.flatMap((box) => podsOfBox(job, box))];
-    const nodesOf = new Map<PodKind, string[]>();
-    for (const kind of new Set(pods.map(({ spec }) => spec.kind))) {
-      const at = [...path, job.name, 'nodes', kind];
-      const count = pods.filter(({ spec }) => spec.kind === kind).length;
-      const nodes = wanted.nodes[kind];
-      if (!nodes) throw bad(at, `missing; pods of job '${job.name}' that need a node: ${count}`);
-      if (nodes.length !== 1 && nodes.length !== count) throw bad(at, `${nodes.length} nodes for ${count} pods`);
-      const missing = nodes.find((name) => cluster.nodes.every((node) => node.name !== name));
-      if (missing !== undefined) throw bad(at, `the cluster has no AX node '${missing}'`);
-      nodesOf.set(kind, nodes.length === count ? [...nodes] : new Array<string>(count).fill(nodes[0] as string));
-    }
-    const placed = pods.map((pod) => ({ pod, node: nodesOf.get(pod.spec.kind)?.shift() as string }));
-    for (const { pod, node } of placed) {
-      const nics = cluster.nodes.find(({ name }) => name === node)?.nics.length;
-      if (pod.streams.length > 0 && nics === 0) {
-        throw bad(
-          [...path, job.name, 'nodes', pod.spec.kind],
-          `AX node '${node}' has no NIC for the streams of ${pod.name}`,
-        );
-      }
-    }
-    return { job, boxes: wanted.boxes, pods: placed };
-  });
+function rangeOf(node: unknown): readonly [from: number, to: number] {
+  const [from, to] = isNode(node) && node.range ? node.range : [0, 0];
+  return [from, to];
 }
