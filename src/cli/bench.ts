@@ -1,4 +1,4 @@
-import { closeSync, openSync, writeFileSync } from 'node:fs';
+import { writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { type HioFigures, measureHioModes } from '../bench/hio_modes.js';
@@ -12,11 +12,12 @@ import {
   quantileText,
 } from '../bench/spine.js';
 import { drawSpine } from '../bench/spine_plot.js';
-import { localError, messageOf } from '../common/errors.js';
+import { messageOf } from '../common/errors.js';
 import { formatBytes, formatCount, parseBytes } from '../common/units.js';
 import type { LinkName } from '../kvss/child_daemon.js';
 import { checkPath, type PathInput, type TopologyInput } from '../wafer/topology.js';
 import { suiteCommands } from './bench_suite.js';
+import { checkWritable } from './files.js';
 import { integerListOption, integerOption, positiveOption } from './options.js';
 import { Progress } from './progress.js';
 import { alignRows } from './table.js';
@@ -205,15 +206,6 @@ const SPINE_ROWS: readonly (readonly [string, (job: JobFigures, deadlineMs: numb
   ['columns verified', ({ columnsVerified }) => formatCount(columnsVerified)],
   ['mismatches', ({ mismatches }) => formatCount(mismatches)],
 ];
-
-/** Before the work and not after it. Leaves a file that is there as it is. */
-function checkWritable(file: string): void {
-  try {
-    closeSync(openSync(file, 'a'));
-  } catch (cause) {
-    throw localError('KVSS_BAD_INPUT', `cannot write ${file}: ${messageOf(cause)}`, cause);
-  }
-}
 
 interface PressureFlags {
   sequences: number;

@@ -1,5 +1,5 @@
-import { InvalidArgumentError } from 'commander';
-import { messageOf } from '../common/errors.js';
+import { type Command, InvalidArgumentError } from 'commander';
+import { localError, messageOf } from '../common/errors.js';
 import { parseBytes } from '../common/units.js';
 import { parseStreamAddress } from '../links/stream_address.js';
 import type { ModelGroup } from '../swdriver/model.js';
@@ -15,7 +15,8 @@ export function integerOption(min: number, max = Number.MAX_SAFE_INTEGER): (text
   };
 }
 
-function bytesOption(text: string): number {
+/** A size such as `256MiB`. */
+export function bytesOption(text: string): number {
   try {
     return parseBytes(text);
   } catch (thrown) {
@@ -62,4 +63,13 @@ export function addressesOption(text: string, before: readonly string[] = []): s
     }
   }
   return [...before, ...addresses];
+}
+
+/** Throws KVSS_BAD_INPUT where one of these flags, by the names of their values, was given: it would do nothing. */
+export function refuseFlags(command: Command, names: readonly string[], why: string): void {
+  const option = command.options.find((each) => {
+    const name = each.attributeName();
+    return names.includes(name) && command.getOptionValueSource(name) === 'cli';
+  });
+  if (option) throw localError('KVSS_BAD_INPUT', `${option.long}: ${why}`);
 }

@@ -22,6 +22,7 @@ import { overTopology } from '../wafer/shaped_link.js';
 import { StampingRuntime } from '../wafer/stamping_runtime.js';
 import { Topology, type TopologyInput } from '../wafer/topology.js';
 import { WaferRuntime } from '../wafer/wafer_runtime.js';
+import { readJson } from './files.js';
 import { addressesOption, groupOption, integerListOption, integerOption, positiveOption } from './options.js';
 import { Progress } from './progress.js';
 import { policyTable, reportTable } from './table.js';
@@ -439,14 +440,6 @@ function describeGroup({ name, windowTokens, bytesPerToken }: ModelGroup): strin
 function readKey(path: string): Uint8Array {
   try {
     return readFileSync(path);
-  } catch (cause) {
-    throw localError('KVSS_BAD_INPUT', `cannot read ${path}: ${messageOf(cause)}`, cause);
-  }
-}
-
-function readJson(path: string): unknown {
-  try {
-    return JSON.parse(readFileSync(path, 'utf8'));
   } catch (cause) {
     throw localError('KVSS_BAD_INPUT', `cannot read ${path}: ${messageOf(cause)}`, cause);
   }

@@ -18,7 +18,8 @@ export function alignRows(rows: readonly (readonly string[])[]): string {
     .join('\n');
 }
 
-const percent = (share: number) => `${(share * 100).toFixed(2)} %`;
+/** A share as people read it: `12.34 %`. */
+export const percent = (share: number) => `${(share * 100).toFixed(2)} %`;
 
 /** A replay report as a table for people. */
 export function reportTable(report: ReplayReport): string {

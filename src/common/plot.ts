@@ -34,7 +34,10 @@ const MARGIN = { left: 64, right: 16, top: 64, bottom: 52 };
 export const INK = '#1f2328';
 export const FAINT = '#57606a';
 export const GRID = '#d8dee4';
+/** Least distance of two entries of a legend, and what a long one takes. */
 const LEGEND_SPACING = 150;
+const LEGEND_LETTER = 7.2;
+const LEGEND_GAP = 36;
 /** Keeps text readable where it crosses a line. */
 export const HALO = 'stroke="#ffffff" stroke-width="4" paint-order="stroke"';
 
@@ -132,8 +135,10 @@ function plotArea(frame: Frame): Frame {
 function heading(frame: Frame, title: string, legend: readonly { name: string; color: string }[]): string[] {
   const plot = plotArea(frame);
   const parts = [text(plot.x, frame.y + 18, title, 'font-weight="600"', INK)];
+  const longest = Math.max(0, ...legend.map(({ name }) => name.length));
+  const spacing = Math.max(LEGEND_SPACING, LEGEND_GAP + LEGEND_LETTER * longest);
   for (const [index, { name, color }] of legend.entries()) {
-    const left = plot.x + index * LEGEND_SPACING;
+    const left = plot.x + index * spacing;
     parts.push(rectangle(left, frame.y + 33, 14, 10, color), text(left + 20, frame.y + 43, name, '', INK));
   }
   return parts;

@@ -56,6 +56,12 @@ export function formatBandwidth(bytesPerSecond: number): string {
   return `${Number((bits / scale).toPrecision(4))} ${name}`;
 }
 
+/** The next multiple of `granule` that is not below `bytes`. Exact for whole numbers. */
+export function roundUpTo(bytes: number, granule: number): number {
+  const over = bytes % granule;
+  return over === 0 ? bytes : bytes - over + granule;
+}
+
 /** A size for people, in binary units: `1.5 GiB`. */
 export function formatBytes(bytes: number): string {
   const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
@@ -67,4 +73,18 @@ export function formatBytes(bytes: number): string {
 /** An integer for people: `1,234,567`. */
 export function formatCount(count: number): string {
   return Math.round(count).toLocaleString('en-US');
+}
+
+/** A rate for people, as networks count it: `3.2 GB/s`. Always in GB/s, so that rows of a table compare. */
+export function formatByteRate(bytesPerSecond: number): string {
+  return `${decimal(bytesPerSecond / 1e9)} GB/s`;
+}
+
+/** The same rate in bits: `25.6 Gbps`. */
+export function formatBitRate(bytesPerSecond: number): string {
+  return `${decimal((8 * bytesPerSecond) / 1e9)} Gbps`;
+}
+
+function decimal(value: number): string {
+  return value.toLocaleString('en-US', { maximumSignificantDigits: value < 1000 ? 3 : 6, maximumFractionDigits: 0 });
 }

@@ -2,6 +2,7 @@ import { z } from 'zod';
 import { apportion } from '../common/apportion.js';
 import { localError } from '../common/errors.js';
 import { describeIssue } from '../common/schema.js';
+import { roundUpTo } from '../common/units.js';
 import { type AttentionConfig, type LayerKind, readConfig } from './hf_config.js';
 import type { ModelGroup } from './model.js';
 
@@ -173,13 +174,11 @@ export function splitGroup(group: LayerGroup, allocation: LayerAllocation, optio
   const { granuleBytes } = parsed(splitOptionsSchema, options, 'options');
   return layersOfShards(layers, parsed(allocationSchema, allocation, 'allocation')).map((held) => {
     const stateBytes = held.length * bytesPerTokenPerLayer;
-    const over = stateBytes % granuleBytes;
-    const paddingBytesPerToken = over === 0 ? 0 : granuleBytes - over;
-    const bytesPerToken = stateBytes + paddingBytesPerToken;
+    const bytesPerToken = roundUpTo(stateBytes, granuleBytes);
     if (!Number.isSafeInteger(bytesPerToken)) {
       throw localError('KVSS_BAD_INPUT', `group: 'bytesPerTokenPerLayer': ${bytesPerTokenPerLayer} is too much`);
     }
-    return { layers: held, bytesPerToken, paddingBytesPerToken };
+    return { layers: held, bytesPerToken, paddingBytesPerToken: bytesPerToken - stateBytes };
   });
 }
 
