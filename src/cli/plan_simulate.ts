@@ -1,14 +1,15 @@
 import { writeFileSync } from 'node:fs';
-import { availableParallelism } from 'node:os';
 import { Command, InvalidArgumentError, Option } from 'commander';
+import { crossingsOf, describeCrossing } from '../cluster/crossings.js';
 import { CALIBRATION, withParameters } from '../cluster/simulation/calibration.js';
 import { drawExperiments } from '../cluster/simulation/draw.js';
 import { type ExperimentInput, type ExperimentResult, LOSS } from '../cluster/simulation/experiment.js';
 import { placeScenario } from '../cluster/simulation/place.js';
 import { FIGURES, type FigureRow, readScenario, type Scenario } from '../cluster/simulation/scenario.js';
 import { type RowSummary, runExperiments, type Spread, summarise } from '../cluster/simulation/sweep.js';
-import { localError, messageOf } from '../common/errors.js';
+import { localError } from '../common/errors.js';
 import { formatCount } from '../common/units.js';
+import { checkWritable } from './files.js';
 import { integerOption } from './options.js';
 import { Progress } from './progress.js';
 import { alignRows } from './table.js';
@@ -23,7 +24,7 @@ interface SimulateFlags {
   seeds: number;
   exclusion?: 'on' | 'off';
   set?: Settings;
-  workers: number;
+  workers?: number;
   json?: boolean;
   svg?: string;
 }
@@ -46,7 +47,11 @@ export function planSimulateCommand(): Command {
         'other values for a parameter of the calibration, such as grammar.maskMs=1,2,4: each in turn; repeat it',
       ).argParser(settingOption),
     )
-    .option('--workers <count>', 'threads that runs are spread over', integerOption(1, 256), availableParallelism())
+    .option(
+      '--workers <count>',
+      'worker threads that runs are spread over; as many as there are cores if left out',
+      integerOption(1, 256),
+    )
     .option('--svg <file>', 'draw the speed over time, of the first seed')
     .option('--json', 'print one JSON object')
     .action(simulateScenarios);
@@ -61,15 +66,23 @@ interface Case {
 }
 
 async function simulateScenarios(paths: string[], flags: SimulateFlags): Promise<void> {
+  const combinations = [...(flags.set ?? new Map()).values()].reduce((product, values) => product * values.length, 1);
+  const runs = paths.length * combinations * flags.seeds;
+  if (runs > MAX_RUNS)
+    throw localError('KVSS_BAD_INPUT', `${formatCount(runs)} runs; ${formatCount(MAX_RUNS)} at most`);
   const cases = paths.flatMap((path) => casesOf(readScenario(path), flags));
   const inputs = cases.flatMap((each) => each.inputs);
-  if (inputs.length > MAX_RUNS) throw localError('KVSS_BAD_INPUT', `${inputs.length} runs; ${MAX_RUNS} at most`);
+  if (flags.svg !== undefined) checkWritable(flags.svg);
   let done = 0;
   const progress = new Progress(() => `${formatCount(done)} of ${formatCount(inputs.length)} runs`);
   let results: ExperimentResult[];
   try {
-    results = await runExperiments(inputs, flags.workers, () => {
-      done += 1;
+    const onProgress = (now: number) => {
+      done = now;
+    };
+    results = await runExperiments(inputs, {
+      onProgress,
+      ...(flags.workers === undefined ? {} : { workers: flags.workers }),
     });
   } finally {
     progress.stop();
@@ -77,7 +90,7 @@ async function simulateScenarios(paths: string[], flags: SimulateFlags): Promise
   const ofCases = cases.map((_, index) => results.slice(index * flags.seeds, (index + 1) * flags.seeds));
   if (flags.svg !== undefined) {
     const drawn = cases.map((each, index) => ({ ...each, series: ofCases[index]?.[0]?.series ?? [] }));
-    writeFile(flags.svg, drawExperiments(drawn.map((each) => ({ ...each, placement: placementOf(each) }))));
+    writeFileSync(flags.svg, drawExperiments(drawn.map((each) => ({ ...each, placement: placementOf(each) }))));
   }
   const summaries = ofCases.map(summarise);
   if (flags.json)
@@ -87,6 +100,9 @@ async function simulateScenarios(paths: string[], flags: SimulateFlags): Promise
 
 function casesOf(scenario: Scenario, { seed, seeds, exclusion, set }: SimulateFlags): Case[] {
   const { placed, how } = placeScenario(scenario, exclusion === undefined ? undefined : exclusion === 'on');
+  for (const crossing of placed.flatMap(({ pods }) => crossingsOf(scenario.cluster, pods))) {
+    console.error(`kvss: warning: ${describeCrossing(crossing)}`);
+  }
   return combinationsOf(set ?? new Map()).map((parameters) => {
     const calibration = withParameters(CALIBRATION, parameters);
     const inputs = Array.from({ length: seeds }, (_, index) => ({ scenario, placed, calibration, seed: seed + index }));
@@ -168,12 +184,4 @@ function jsonOf(
     seeds,
     rows: rows.map((row, index) => ({ ...(scenario.rows[index] as FigureRow), ...row })),
   };
-}
-
-function writeFile(path: string, content: string): void {
-  try {
-    writeFileSync(path, content);
-  } catch (cause) {
-    throw localError('KVSS_BAD_INPUT', `cannot write ${path}: ${messageOf(cause)}`, cause);
-  }
 }

@@ -74,9 +74,17 @@ describe('kvss plan simulate', () => {
     expect(share).toBeGreaterThan(0.1);
   });
 
+  test('warns of streams that cross the spine', async () => {
+    const text = readFileSync(caching, 'utf8').replace('kvss: [ax-0, ax-0, ax-1, ax-1]', 'kvss: ax-0');
+    const { code, stderr } = await kvss('plan', 'simulate', scratch.file('crossing.yaml', text));
+    expect(code).toBe(0);
+    expect(stderr.match(/^kvss: warning: .*spine/gm)).toHaveLength(2);
+  });
+
   test.each([
     [['--set', 'grammar.masks=1'], 1, "there is no parameter 'grammar.masks'"],
     [['--set', 'grammar.maskMs=-1'], 2, "'grammar.maskMs=-1' is not PARAMETER=NUMBER"],
+    [['--seeds', '1000', '--set', `grammar.maskMs=${Array(101).fill(1).join()}`], 1, '101,000 runs; 100,000 at most'],
     [['--seeds', '0'], 2, "'0' is not an integer"],
     [['--exclusion', 'perhaps'], 2, 'Allowed choices are on, off'],
     [['--svg', '/nowhere/at/all.svg'], 1, 'cannot write /nowhere/at/all.svg'],

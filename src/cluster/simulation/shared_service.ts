@@ -30,6 +30,8 @@ export class SharedService<Work> {
   /** Adds a piece of work; `amount` in units of the rate times milliseconds. */
   add(amount: number, work: Work): void {
     this.#proceed();
+    // What was done while nobody was there counts for nobody, and large numbers are less exact.
+    if (this.#queue.length === 0) this.#done = 0;
     const end = this.#done + amount;
     const after = this.#queue.findIndex((each) => each.end > end);
     this.#queue.splice(after === -1 ? this.#queue.length : after, 0, { end, work });

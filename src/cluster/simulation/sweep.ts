@@ -1,44 +1,21 @@
-import { Piscina } from 'piscina';
 import { mean } from '../../common/statistics.js';
+import { runInWorkers, type WorkerOptions } from '../../common/worker_tasks.js';
 import { type ExperimentInput, type ExperimentResult, type RowResult, runExperiment } from './experiment.js';
 import { FIGURES, type Figure } from './scenario.js';
 
+const WORKER = new URL('./sweep_worker.js', import.meta.url);
+
 /**
- * Runs experiments on so many worker threads, and answers their results in the order of the inputs: the same whatever the
- * number of workers. One experiment, or one worker, needs no other thread. `onResult` is called after each.
+ * Runs experiments in worker threads, and answers their results in the order of the inputs: the same whatever the number of
+ * workers. One experiment alone runs in this thread. Rejects as runInWorkers does.
  */
 export async function runExperiments(
   inputs: readonly ExperimentInput[],
-  workers: number,
-  onResult: () => void = () => {},
+  running: WorkerOptions = {},
 ): Promise<ExperimentResult[]> {
-  const threads = Math.min(workers, inputs.length);
-  if (threads <= 1) {
-    const results: ExperimentResult[] = [];
-    for (const input of inputs) {
-      results.push(runExperiment(input));
-      onResult();
-      // So that whoever shows the progress has a turn.
-      await new Promise((resolve) => setImmediate(resolve));
-    }
-    return results;
-  }
-  const pool = new Piscina<ExperimentInput, ExperimentResult>({
-    filename: new URL('./sweep_worker.js', import.meta.url).href,
-    minThreads: threads,
-    maxThreads: threads,
-  });
-  try {
-    return await Promise.all(
-      inputs.map(async (input) => {
-        const result = await pool.run(input);
-        onResult();
-        return result;
-      }),
-    );
-  } finally {
-    await pool.destroy();
-  }
+  const [only, ...more] = inputs;
+  if (only && more.length === 0) return [runExperiment(only)];
+  return runInWorkers<ExperimentInput, ExperimentResult>(WORKER, inputs, running);
 }
 
 /** A figure over several seeds. */
