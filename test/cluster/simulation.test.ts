@@ -3,6 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { CALIBRATION, parametersOf, withParameters } from '../../src/cluster/simulation/calibration.js';
 import { EventClock } from '../../src/cluster/simulation/event_clock.js';
 import { figuresOf, seriesOf, speedOf } from '../../src/cluster/simulation/figures.js';
+import { type Direction, Network } from '../../src/cluster/simulation/network.js';
 import { SharedService } from '../../src/cluster/simulation/shared_service.js';
 import { type LoadedJob, type ServedPrompt, simulate } from '../../src/cluster/simulation/simulation.js';
 import { settings } from '../model/property_settings.js';
@@ -64,6 +65,31 @@ describe('time and work', () => {
   });
 });
 
+describe('links', () => {
+  const stream = (box: string, domain: number) => ({ box, domain, port: 0, leaf: `leaf-${domain}`, bandwidth: 1 });
+
+  test('are the port and the NIC on a rail, and both uplinks and the spine besides without one', () => {
+    const network = new Network({ ...CLUSTER, spine: { bandwidth: 7e9 } });
+    const capacities = (node: string, domain: number) =>
+      network.path(stream('box-0', domain), node, 'toNode').map((link) => network.capacities[link]);
+    expect(capacities('low', 1)).toEqual([GBPS_100, GBPS_100]);
+    expect(capacities('high', 1)).toEqual([GBPS_100, 5e10, 7e9, 5e10, GBPS_100]);
+  });
+
+  test('have a capacity each way, and are shared by who goes the same way', () => {
+    const network = new Network(CLUSTER);
+    const path = (box: string, node: string, direction: Direction) => network.path(stream(box, 1), node, direction);
+    const common = (one: number[], other: number[]) => one.filter((link) => other.includes(link)).length;
+    for (const node of ['low', 'high']) {
+      expect(common(path('box-0', node, 'toNode'), path('box-0', node, 'toBox'))).toBe(0);
+      // All but the port of the box.
+      const [one, other] = [path('box-0', node, 'toNode'), path('box-1', node, 'toNode')];
+      expect(common(one, other)).toBe(one.length - 1);
+      expect(path('box-0', node, 'toNode')).toEqual(one);
+    }
+  });
+});
+
 describe('one job', () => {
   const place = placedAt(jobNamed('one'), 'box-0', 'all', 'all');
 
@@ -79,6 +105,12 @@ describe('one job', () => {
     const [prompts = []] = served([loaded(place, { cachedShare: 0.75 })]);
     // 768 tokens of 100,000 bytes over four streams; the rest is prefilled.
     expect(prefillMs(prompts[0] as ServedPrompt)).toBeCloseTo(1000 * ((768 * 1e5) / 4 / GBPS_100 + 256 / 50_000), 6);
+  });
+
+  test('has twice that rate with two streams to each domain', () => {
+    const two = placedAt(jobNamed('one', '25Gbps', 2), 'box-0', 'all', 'all');
+    const [prompts = []] = served([loaded(two, { cachedShare: 1, outputTokens: 1 })]);
+    expect(prefillMs(prompts[0] as ServedPrompt)).toBeCloseTo((1000 * (1_024 * 1e5)) / 4 / (GBPS_100 / 2), 6);
   });
 
   test('slows down to what its evicts take', () => {
@@ -168,6 +200,23 @@ describe('two jobs', () => {
       lanes(3),
     ))
       expect(speed(first)).toBeCloseTo(2_000, 6);
+  });
+
+  test('feel the masks of structured output on the node of their SwDrivers', () => {
+    // 13 cores for the masks of 40 prompts, and 8 lanes: more than 16.
+    const calibration = withParameters(
+      PLAIN,
+      new Map([
+        ['grammar.maskMs', 0.65],
+        ['grammar.compileCoreSeconds', 0],
+      ]),
+    );
+    const structured = { schemas: 1, concurrency: 40, promptTokens: { min: 1, max: 1 } };
+    const beside = (load: object) =>
+      served([loaded(together[0] as never), loaded(together[1] as never, load)], calibration)[0]?.at(-1);
+    expect(speed(beside({ ...structured, schemas: undefined }))).toBeCloseTo(2_000, 6);
+    expect(speed(beside(structured))).toBeLessThan(1_000);
+    expect(speed(beside({ ...structured, concurrency: 8 }))).toBeCloseTo(2_000, 6);
   });
 
   test('hardly slow each other down in buffered mode, which costs a wake-up each step', () => {

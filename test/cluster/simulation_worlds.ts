@@ -20,15 +20,15 @@ function nic(leaf: number): string {
   return `{ leaf: leaf-${leaf}, bandwidth: 100Gbps }`;
 }
 
-/** A job on one box with a SwDriver and a KVSS shard for each domain, whose streams have this bandwidth. */
-export function jobNamed(name: string, stream = '100Gbps'): Job {
+/** A job on one box with a SwDriver and a KVSS shard for each domain, with so many streams of this bandwidth. */
+export function jobNamed(name: string, stream = '100Gbps', count = 1): Job {
   const [job] = parseJobs(`
 jobs:
   - name: ${name}
     session: { boxes: 1 }
     pods:
       - { kind: swdriver, cores: 1, memory: 1GiB }
-      - { kind: kvss, cores: 1, memory: 1GiB, streams: { bandwidth: ${stream} } }
+      - { kind: kvss, cores: 1, memory: 1GiB, streams: { bandwidth: ${stream}, count: ${count} } }
 `);
   return job as Job;
 }

@@ -33,7 +33,7 @@ export class Network {
     const crossing = overSpine
       ? [
           this.link(`uplink of ${from} up`, this.#uplinks.get(from) as number),
-          this.link('spine', this.cluster.spine.bandwidth),
+          this.link(`spine ${direction}`, this.cluster.spine.bandwidth),
           this.link(`uplink of ${to} down`, this.#uplinks.get(to) as number),
         ]
       : [];
