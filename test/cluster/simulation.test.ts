@@ -136,6 +136,30 @@ describe('one job', () => {
     expect(speed(many.at(-1))).toBeCloseTo(500, 0);
   });
 
+  test('steps more slowly the more context there is', () => {
+    const growing = withParameters(PLAIN, new Map([['models.llama-3.1-8b.stepGrowthPerToken', 1e-3]]));
+    const [prompts = []] = served([loaded(place)], growing);
+    // The prompt, and half of the output on average.
+    expect(speed(prompts[0])).toBeCloseTo(2_000 / (1 + 1e-3 * (1_024 + 512)), 6);
+  });
+
+  test('waits for masks where they want more cores than there are', () => {
+    const heavy = withParameters(
+      PLAIN,
+      new Map([
+        ['grammar.maskMs', 3],
+        ['grammar.compileCoreSeconds', 0],
+      ]),
+    );
+    const alone = placedAt(jobNamed('one'), 'box-0', 'low', 'all');
+    const load = { schemas: 1, hio: 'buffered' as const, promptTokens: { min: 1, max: 1 } };
+    const [few = []] = served([loaded(alone, { ...load, concurrency: 20 })], heavy);
+    expect(speed(few.at(-1))).toBeCloseTo(2_000 / (1 + PLAIN.scheduler.wakeUpMs + 3), 0);
+    // 3 of 4 ms for each of 40 prompts: 30 cores, and there are 16.
+    const [many = []] = served([loaded(alone, { ...load, concurrency: 40 })], heavy);
+    expect(speed(many.at(-1))).toBeCloseTo(2_000 / (1 + PLAIN.scheduler.wakeUpMs + (3 * 30) / 16), 0);
+  });
+
   test('stops when its prompts or its time are over', () => {
     expect(served([loaded(place, { prompts: 7, concurrency: 3 })])[0]).toHaveLength(7);
     const [prompts = []] = served([loaded(place, { launchS: 5, runS: 2 })]);
