@@ -279,7 +279,8 @@ function describeExplanation({ operation, subject }: Decision, { boxes, pods }: 
 function describeAlternatives(alternatives: readonly Alternative[]): string[] {
   const named = new Map<string, string[]>();
   for (const { names, verdict, reason } of alternatives) {
-    const what = verdict === 'chosen' ? verdict : verdict === 'worse' ? `worse: ${reason}` : reason;
+    const compared = verdict === 'worse' || verdict === 'better';
+    const what = verdict === 'chosen' ? verdict : compared ? `${verdict}: ${reason}` : reason;
     named.set(what, [...(named.get(what) ?? []), ...names]);
   }
   return [...named].map(([what, names]) => `    ${someOf(names)}: ${what}`);

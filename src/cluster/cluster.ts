@@ -5,8 +5,10 @@ import { parseYaml, readText } from '../common/yaml_file.js';
 /** I/O domains of a box. */
 export const DOMAINS = 4;
 
+/** Of a cluster, and so of a session. */
+export const MAX_BOXES = 16_384;
+
 const MAX_LEAVES = 4_096;
-const MAX_BOXES = 16_384;
 const MAX_NODES = 65_536;
 const MAX_PORTS = 16;
 const MAX_NICS = 16;

@@ -1,11 +1,13 @@
 import { localError } from '../common/errors.js';
 import type { Cluster } from './cluster.js';
 import { type Crossing, crossingsOf, describeCrossing } from './crossings.js';
+import { fabricOf } from './fabric.js';
 import { type Job, type Pod, podsOfBox, podsOfJob } from './jobs.js';
-import { Ledger, type Obstacle, type Rules } from './ledger.js';
+import { Ledger, type Obstacle, type Rules, type Shape } from './ledger.js';
 import { compareScores, type ScoreVector } from './score.js';
 import { type Found, type SearchResult, search, type Wanted } from './search.js';
 import { emptySnapshot, freeze, hashSnapshot, type PlacedJob, type PlacedPod, type Snapshot } from './snapshot.js';
+import { Islands } from './symmetry.js';
 
 /** Candidates that one search looks at before it answers with the best so far. */
 export const DEFAULT_BUDGET = 50_000;
@@ -70,6 +72,8 @@ export class PlacementEngine {
 
   constructor(start: Cluster | Snapshot, options: PlacementOptions = {}) {
     this.#snapshot = 'version' in start ? freeze(start) : emptySnapshot(start);
+    // What follows from the cables is worked out once, and not by the first placement.
+    fabricOf(this.#snapshot.cluster);
     const { exclusion = true, rejectSpine = false, budget = DEFAULT_BUDGET } = options;
     this.#options = { exclusion, rejectSpine, budget };
   }
@@ -161,9 +165,11 @@ export class Statement {
     }
     const { boxes: wanted, minimum, increment } = job.session;
     const ledger = new Ledger(before);
+    const free = ledger.boxTaken.filter((taken) => taken === 0).length;
+    const most = wanted <= free ? wanted : minimum + Math.floor((free - minimum) / increment) * increment;
     let looked = 0;
     let complete = true;
-    for (let count = wanted; count >= minimum; count -= increment) {
+    for (let count = most; count >= minimum; count -= increment) {
       const result = search(
         ledger,
         { boxes: { job, count, first: true }, pods: [] },
@@ -296,7 +302,9 @@ export class Statement {
       }
     }
     if (!result.found) throw this.#refusal(ledger, wanted, subject, result.complete);
-    const homes = new Map(this.#keptInPlace(result.found, placed).map((each) => [each.pod.name, each]));
+    const alike = this.#keptInPlace(ledger, result.found, placed);
+    const settled = withoutNeedlessMoves(ledger, placed, alike, this.options);
+    const homes = new Map(settled.map((each) => [each.pod.name, each]));
     const after = {
       ...cleared,
       jobs: cleared.jobs.map((job) => ({ ...job, pods: job.pods.map((each) => homes.get(each.pod.name) ?? each) })),
@@ -308,22 +316,48 @@ export class Statement {
     return this.#decided(operation, subject, after, [...homes.values()], { ...result, moves });
   }
 
-  /** Pods of the same shape can change places: those whose place is still taken by one of them stay there. */
-  #keptInPlace(found: Found, before: readonly PlacedPod[]): PlacedPod[] {
-    const ledger = new Ledger({ ...this.snapshot, jobs: [] });
+  /**
+   * The same placement with fewer moves: AX nodes that are alike without these pods can change places, and so can pods of
+   * the same shape. Those whose place is still taken by one of them stay there. A shard that moves begins empty.
+   */
+  #keptInPlace(cleared: Ledger, { placed }: Found, before: readonly PlacedPod[]): PlacedPod[] {
+    const was = shapesByNode(
+      cleared,
+      before.map(({ pod, node }) => ({ pod, node: cleared.nodeNumber(node) })),
+    );
+    const will = shapesByNode(cleared, placed);
+    const islands = new Islands(cleared, [], this.options.exclusion);
+    const places = [...was.keys(), ...will.keys()].filter((node) => cleared.drained[node] === 0);
+    const states = new Map(places.map((node) => [node, islands.stateOf(node)]));
+    const pairs = [...will].flatMap(([from, shapes]) =>
+      [...states].flatMap(([to, state]) =>
+        state === states.get(from) ? [{ from, to, kept: inCommon(shapes, was.get(to) ?? []) }] : [],
+      ),
+    );
+    const renamed = new Map<number, number>();
+    const taken = new Set<number>();
+    // The most that stays first; an AX node that nothing speaks for keeps its name where it can.
+    for (const { from, to } of pairs.sort(
+      (a, b) => b.kept - a.kept || Number(b.from === b.to) - Number(a.from === a.to) || a.from - b.from || a.to - b.to,
+    )) {
+      if (renamed.has(from) || taken.has(to)) continue;
+      renamed.set(from, to);
+      taken.add(to);
+    }
     const free = new Map<string, string[]>();
-    for (const { pod, node } of this.#placedPods(found)) {
-      const { key } = ledger.shapeOf(pod);
-      free.set(key, [...(free.get(key) ?? []), node]);
+    for (const { pod, node } of placed) {
+      const { key } = cleared.shapeOf(pod);
+      const name = this.base.cluster.nodes[renamed.get(node) as number]?.name as string;
+      free.set(key, [...(free.get(key) ?? []), name]);
     }
     const nodes = new Map<string, string>();
     for (const { pod, node } of before) {
-      const left = free.get(ledger.shapeOf(pod).key) as string[];
+      const left = free.get(cleared.shapeOf(pod).key) as string[];
       const index = left.indexOf(node);
       if (index !== -1) nodes.set(pod.name, left.splice(index, 1)[0] as string);
     }
     return before.map(({ pod }) => {
-      const node = nodes.get(pod.name) ?? (free.get(ledger.shapeOf(pod).key)?.shift() as string);
+      const node = nodes.get(pod.name) ?? (free.get(cleared.shapeOf(pod).key)?.shift() as string);
       return { pod, node };
     });
   }
@@ -439,17 +473,76 @@ function obstaclesOf(ledger: Ledger, pod: Pod, rules: Rules): string | undefined
 
 /** The score of pods on AX nodes, in a ledger that does not have them yet. */
 export function scoreOfPods(ledger: Ledger, placed: readonly PlacedPod[]): ScoreVector {
-  const shapes = placed.map(({ pod, node }) => ({ shape: ledger.shapeOf(pod), node: ledger.nodeNumber(node) }));
-  for (const { shape, node } of shapes) ledger.add(shape, node);
-  const shards = shapes.filter(({ shape }) => shape.shard).map(({ node }) => ledger.shards[node] as number);
-  const score: ScoreVector = [
-    ledger.spine,
-    ledger.mostLoadedUplink(),
-    ledger.nodesInUse + ledger.cablingsInUse,
-    Math.max(0, ...shards),
-  ];
-  for (const { shape, node } of shapes) ledger.remove(shape, node);
+  const homes = homesOf(ledger, placed);
+  for (const { shape, node } of homes) ledger.add(shape, node);
+  const score = scoreNow(ledger, homes);
+  for (const { shape, node } of homes) ledger.remove(shape, node);
   return score;
+}
+
+/** A pod as what it asks for, and the number of its AX node. */
+interface Home {
+  readonly shape: Shape;
+  node: number;
+}
+
+function homesOf(ledger: Ledger, placed: readonly PlacedPod[]): Home[] {
+  return placed.map(({ pod, node }) => ({ shape: ledger.shapeOf(pod), node: ledger.nodeNumber(node) }));
+}
+
+/** The score of pods that the ledger has. */
+function scoreNow(ledger: Ledger, homes: readonly Home[]): ScoreVector {
+  let shards = 0;
+  for (const { shape, node } of homes) if (shape.shard) shards = Math.max(shards, ledger.shards[node] as number);
+  return [ledger.spine, ledger.mostLoadedUplink(), ledger.nodesInUse + ledger.cablingsInUse, shards];
+}
+
+/** A placement as good as `after` where pods stay that need not move, one by one. The ledger has none of these pods. */
+function withoutNeedlessMoves(
+  ledger: Ledger,
+  before: readonly PlacedPod[],
+  after: readonly PlacedPod[],
+  rules: Rules,
+): PlacedPod[] {
+  const homes = homesOf(ledger, after);
+  for (const { shape, node } of homes) ledger.add(shape, node);
+  const score = scoreNow(ledger, homes);
+  const kept = after.map((placed, index) => {
+    const home = homes[index] as Home;
+    const old = before[index] as PlacedPod;
+    const [from, to] = [ledger.nodeNumber(old.node), home.node];
+    if (from === to) return placed;
+    ledger.remove(home.shape, to);
+    home.node = from;
+    const fits = ledger.obstacle(home.shape, from, rules) === undefined;
+    if (fits) {
+      ledger.add(home.shape, from);
+      if (compareScores(scoreNow(ledger, homes), score) === 0) return old;
+      ledger.remove(home.shape, from);
+    }
+    home.node = to;
+    ledger.add(home.shape, to);
+    return placed;
+  });
+  for (const { shape, node } of homes) ledger.remove(shape, node);
+  return kept;
+}
+
+/** Keys of the shapes on each AX node, by its number. */
+function shapesByNode(ledger: Ledger, placed: Found['placed']): Map<number, string[]> {
+  const shapes = new Map<number, string[]>();
+  for (const { pod, node } of placed) shapes.set(node, [...(shapes.get(node) ?? []), ledger.shapeOf(pod).key]);
+  return shapes;
+}
+
+/** How many of some things are among others, each as often as it is there. */
+function inCommon(some: readonly string[], others: readonly string[]): number {
+  const left = [...others];
+  return some.filter((each) => {
+    const index = left.indexOf(each);
+    if (index !== -1) left.splice(index, 1);
+    return index !== -1;
+  }).length;
 }
 
 function withJob(snapshot: Snapshot, changed: PlacedJob): Snapshot {

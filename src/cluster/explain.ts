@@ -13,7 +13,8 @@ const MAX_GROUPS = 16;
 export interface Alternative {
   /** AX nodes, or boxes, that come to the same. */
   readonly names: readonly string[];
-  readonly verdict: 'chosen' | 'equal' | 'worse' | 'impossible';
+  /** `better` only where the budget ended the search. */
+  readonly verdict: 'chosen' | 'better' | 'equal' | 'worse' | 'impossible';
   /** Why not, in words; empty for what was chosen. */
   readonly reason: string;
   /** Not there where it is impossible. */
@@ -134,7 +135,7 @@ function impossible(reason: string): Alternative {
 function compared(there: ScoreVector, chosen: ScoreVector): Alternative {
   const level = there.findIndex((value, index) => value !== chosen[index]);
   if (level === -1) return { names: [], verdict: 'equal', reason: 'as good', score: there };
-  const verdict = compareScores(there, chosen) > 0 ? 'worse' : 'equal';
+  const verdict = compareScores(there, chosen) > 0 ? 'worse' : 'better';
   const [from, to] = [describeLevel(level, chosen), describeLevel(level, there)];
   return { names: [], verdict, reason: `${LEVEL_NAMES[level]} ${to} instead of ${from}`, score: there };
 }

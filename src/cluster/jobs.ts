@@ -2,7 +2,7 @@ import { z } from 'zod';
 import { bandwidth, size } from '../common/schema.js';
 import { formatBytes } from '../common/units.js';
 import { parseYaml, readText } from '../common/yaml_file.js';
-import { type Box, type Cluster, DOMAINS, milliCores, name } from './cluster.js';
+import { type Box, type Cluster, DOMAINS, MAX_BOXES, milliCores, name } from './cluster.js';
 
 const MAX_JOBS = 1_024;
 const MAX_COUNT = 64;
@@ -76,7 +76,7 @@ const podSchema = z
 
 const ALL_DOMAINS: readonly number[] = Array.from({ length: DOMAINS }, (_, domain) => domain);
 
-const boxCount = z.number().int().min(1);
+const boxCount = z.number().int().min(1).max(MAX_BOXES);
 
 /** One job, as people write it. */
 export const jobSchema = z

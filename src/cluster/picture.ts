@@ -10,6 +10,8 @@ import type { PlacedPod, Snapshot } from './snapshot.js';
 
 /** Groups of leaves that a picture has room for. */
 const MAX_ISLANDS = 4;
+/** Boxes or AX nodes, from which on only those are drawn that are in use. */
+const MAX_ROWS = 24;
 
 const WIDTH = 1240;
 const TOP = 84;
@@ -28,18 +30,12 @@ const SHORT: Readonly<Record<PodKind, string>> = { swdriver: 'SwD', kvss: 'KVSS'
 
 /**
  * A picture of a cluster, as SVG: boxes with their domains on the left, leaves with their rails in the middle, AX nodes with
- * their pods on the right, the spine above, and every stream that crosses it. Where there are more islands than it has
- * room for, it shows the first of those where something runs.
+ * their pods on the right, the spine above, and every stream that crosses it. Where there is more than it has
+ * room for, it shows islands where something runs, and of large ones what is in use.
  */
 export function drawCluster(snapshot: Snapshot): string {
   const { cluster } = snapshot;
-  const fabric = fabricOf(cluster);
-  const islands = new Set(shownIslands(snapshot));
-  const shown = {
-    boxes: cluster.boxes.filter((_, number) => islands.has(islandOfBox(snapshot, number))),
-    leaves: cluster.leaves.filter((_, number) => islands.has(fabric.islandOfLeaf[number] as number)),
-    nodes: cluster.nodes.filter((_, number) => islands.has(fabric.islandOfNode[number] as number)),
-  };
+  const shown = shownOf(snapshot);
   const placed = snapshot.jobs.flatMap(({ pods }) => pods);
   const crossings = crossingsOf(cluster, placed);
   const top = SPINE.y + SPINE.height + 46;
@@ -67,6 +63,25 @@ export function drawCluster(snapshot: Snapshot): string {
   const counts = `${cluster.boxes.length} boxes, ${cluster.nodes.length} AX nodes, ${snapshot.jobs.length} ${snapshot.jobs.length === 1 ? 'job' : 'jobs'}: ${spine}`;
   const subtitle = hidden > 0 ? `${counts} (${hidden} AX nodes are not in the picture)` : counts;
   return svgPicture(WIDTH, height, 'Placement on rails', subtitle, `${counts}. ${summary(placed)}`, parts);
+}
+
+/** What there is room for: some islands and, where those are large, only what is in use. */
+function shownOf(snapshot: Snapshot): Pick<Cluster, 'boxes' | 'leaves' | 'nodes'> {
+  const { cluster, jobs, drained } = snapshot;
+  const fabric = fabricOf(cluster);
+  const islands = new Set(shownIslands(snapshot));
+  const boxes = cluster.boxes.filter((_, number) => islands.has(islandOfBox(snapshot, number)));
+  const leaves = cluster.leaves.filter((_, number) => islands.has(fabric.islandOfLeaf[number] as number));
+  const nodes = cluster.nodes.filter((_, number) => islands.has(fabric.islandOfNode[number] as number));
+  if (Math.max(boxes.length, nodes.length) <= MAX_ROWS || jobs.length === 0) return { boxes, leaves, nodes };
+  const taken = new Set(jobs.flatMap((job) => job.boxes));
+  const busy = new Set([...drained, ...jobs.flatMap(({ pods }) => pods.map(({ node }) => node))]);
+  const inUse = {
+    boxes: boxes.filter(({ name }) => taken.has(name)),
+    nodes: nodes.filter(({ name }) => busy.has(name)),
+  };
+  const cabled = new Set([...inUse.boxes.flatMap(({ domains }) => domains.flat()), ...inUse.nodes.flatMap(leavesOf)]);
+  return { ...inUse, leaves: leaves.filter(({ name }) => cabled.has(name)) };
 }
 
 type Places = Readonly<Record<'boxes' | 'leaves' | 'nodes', ReadonlyMap<string, number>>>;

@@ -4,7 +4,7 @@ import type { Cabling, Fabric } from './fabric.js';
 import { type Job, type Pod, podsOfBox, podsOfJob } from './jobs.js';
 import type { Ledger, Rules, Shape } from './ledger.js';
 import { compareScores, equalLevels, type ScoreVector } from './score.js';
-import { Islands, type NodeClass } from './symmetry.js';
+import { type Island, Islands, type NodeClass } from './symmetry.js';
 
 /** What is to be placed. */
 export interface Wanted {
@@ -137,7 +137,10 @@ class Search {
   ) {
     this.#fabric = ledger.fabric;
     const fixedLeaves = wanted.pods.flatMap((pod) => ledger.shapeOf(pod).streams.map(({ leaf }) => leaf));
-    this.#islands = new Islands(ledger, fixedLeaves, rules.exclusion);
+    const only = wanted.boxes?.cabling;
+    // An island that is asked for is none of many that are alike.
+    const onlyLeaves = only === undefined ? [] : (this.#fabric.cablings[only]?.domains[0] ?? []);
+    this.#islands = new Islands(ledger, [...fixedLeaves, ...onlyLeaves], rules.exclusion);
     this.#leafSetsOf = this.#islands.all.map((island) => [...new Set(island.classes.map(({ leafSet }) => leafSet))]);
     this.#startUplink = ledger.mostLoadedUplink();
     this.#leastSpineOfPods = wanted.pods.reduce((sum, pod) => sum + this.#waysOf(ledger.shapeOf(pod)).least, 0);
@@ -216,7 +219,6 @@ class Search {
     if (!choice) return [[]];
     const alike: { free: number; cablings: number[] }[] = [];
     const mixed: number[][] = [];
-    const everywhere: { cabling: number; free: number }[] = [];
     for (const island of this.#islands.distinct()) {
       const free = island.cablings
         .map(({ cabling, free: boxes }) => ({ cabling, free: boxes }))
@@ -229,14 +231,15 @@ class Search {
       const together = free.flatMap((each) => Array<number>(each.free).fill(each.cabling));
       if (together.length >= choice.count) mixed.push(together.slice(0, choice.count));
     }
-    for (const island of this.#islands.all) {
-      for (const { cabling, free } of island.cablings) {
-        if (free > 0 && this.#fits(cabling, choice.first)) everywhere.push({ cabling, free });
-      }
+    if (alike.length + mixed.length === 0) {
+      // No island has enough of them.
+      const everywhere = this.#islands.all
+        .flatMap(({ cablings }) => cablings)
+        .filter(({ cabling, free }) => free > 0 && this.#fits(cabling, choice.first))
+        .sort((a, b) => b.free - a.free)
+        .flatMap(({ cabling, free }) => Array<number>(free).fill(cabling));
+      if (everywhere.length >= choice.count) mixed.push(everywhere.slice(0, choice.count));
     }
-    everywhere.sort((a, b) => b.free - a.free);
-    const scattered = everywhere.flatMap((each) => Array<number>(each.free).fill(each.cabling)).slice(0, choice.count);
-    if (scattered.length === choice.count) mixed.push(scattered);
     return [...alike.sort((a, b) => a.free - b.free).map(({ cablings }) => cablings), ...mixed];
   }
 
@@ -444,18 +447,25 @@ class Search {
   #boundOfAll(): ScoreVector {
     const { boxes: choice } = this.wanted;
     if (!choice) return this.#bound(this.#batches());
-    const cablings = this.#islands.all.flatMap((island) => island.cablings).filter(({ free }) => free > 0);
+    // Of islands that are alike one stands for all: what fits there fits in the others.
+    const cablings = this.#islands
+      .distinct()
+      .flatMap((island) => island.cablings)
+      .filter(({ free }) => free > 0);
     const forOthers = cablings.filter(({ cabling }) => this.#fits(cabling, false));
     const forFirst = choice.first ? cablings.filter(({ cabling }) => this.#fits(cabling, true)) : forOthers;
-    const free = forOthers.reduce((sum, cabling) => sum + cabling.free, 0);
+    const groups = forOthers.flatMap(({ cabling, free }) =>
+      this.#islands.alikeCablings(cabling).map(() => ({ cabling, free })),
+    );
+    const free = groups.reduce((sum, group) => sum + group.free, 0);
     if (free < choice.count || forFirst.length === 0) return IMPOSSIBLE;
     const demands = this.#batchesOfPods(this.wanted.pods).map((batch) => this.#demandOf(batch));
     if (choice.first) demands.push(...this.#demandsOfAny(forFirst, true, 1));
     const others = choice.count - Number(choice.first);
     if (others > 0) demands.push(...this.#demandsOfAny(forOthers, false, others));
     const { spine, uplink, fragmentation, shardsPerNode } = this.#standing(this.#startUplink, 0);
-    const groups = this.#opensOfBoxes(choice.count, forOthers);
-    const standing = { spine, uplink, fragmentation: fragmentation + groups, shardsPerNode };
+    const opens = this.#opensOfBoxes(choice.count, groups);
+    const standing = { spine, uplink, fragmentation: fragmentation + opens, shardsPerNode };
     const bound = lowerBound(demands, this.#bins(), standing, this.rules.exclusion);
     this.#rootOpens = bound[2] - standing.fragmentation;
     return bound;
@@ -466,12 +476,22 @@ class Search {
     const merged: Demand[][] = [];
     for (const { cabling } of cablings) {
       for (const [index, pod] of this.#choiceOf(cabling, first).pods.entries()) {
-        const demand = this.#demandOf({ shape: this.ledger.shapeOf(pod), count });
+        const demand = this.#asAlike(this.#demandOf({ shape: this.ledger.shapeOf(pod), count }), cabling);
         if (merged[index]) merged[index].push(demand);
         else merged.push([demand]);
       }
     }
     return merged.map(easiest);
+  }
+
+  /** With the leaves of all islands that are like the one of a cabling. */
+  #asAlike(demand: Demand, cabling: number): Demand {
+    const { leastSpineOn } = demand;
+    if (!leastSpineOn) return demand;
+    const island = this.#islands.all[this.#fabric.cablings[cabling]?.island as number] as Island;
+    const classes = island.classes.filter(({ leafSet }) => leastSpineOn.has(leafSet));
+    const alike = classes.flatMap((each) => this.#islands.alikeClasses(each)).map(({ leafSet }) => leafSet);
+    return { ...demand, leastSpineOn: new Set(alike) };
   }
 
   /** How many groups of boxes have to be broken into for so many more. */

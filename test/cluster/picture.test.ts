@@ -37,12 +37,15 @@ test('streams across the spine are drawn, with the load of uplinks and spine', (
   expect(count(svg, '>6.3 % of uplink</text>')).toBe(4);
 });
 
-test('of a large cluster the islands are drawn where something runs', () => {
+test('of a large cluster what is in use is drawn', () => {
   const cluster = parseCluster(generateCluster({ ...DEFAULT_SHAPE, boxes: 160, nodes: 160 }));
   const statement = new PlacementEngine(cluster).begin();
   statement.place(jobs[0] as (typeof jobs)[0]);
   const svg = drawCluster(statement.snapshot);
-  expect(count(svg, '>box-')).toBe(64);
-  expect(svg).toContain('(96 AX nodes are not in the picture)');
+  // Two boxes, and the two AX nodes of the two kinds that their rails lead to.
+  expect(count(svg, '>box-')).toBe(2);
+  expect(count(svg, '>ax-')).toBe(2);
+  expect(count(svg, '>leaf-')).toBe(4);
+  expect(svg).toContain('(158 AX nodes are not in the picture)');
   expect(svg).not.toMatch(/NaN|undefined|Infinity/);
 });

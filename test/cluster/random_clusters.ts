@@ -29,6 +29,8 @@ function island(draw: Draw, mostBoxes: number, mostNodes: number): Cluster {
     memory: draw(3, 12),
     nics: Array.from({ length: draw(0, 8) === 0 ? 0 : draw(1, 2) }, () => ({ leaf: leaf(), bandwidth: draw(4, 20) })),
   }));
+  // A little more memory of the same: in use they look like the others when those are not.
+  if (draw(0, 2) === 0) kinds.push({ ...(kinds[0] as (typeof kinds)[0]), memory: (kinds[0]?.memory as number) + 1 });
   return {
     leaves,
     spine: { bandwidth: 100 },
@@ -70,7 +72,10 @@ function twins({ leaves, spine, boxes, nodes }: Cluster): Cluster {
 
 /** A job of one or two boxes and not too many pods. */
 export function randomJob(name: string, draw: Draw): Job {
+  // All pods of one size: AX nodes that have as much free differ only in what runs there.
+  const plain = draw(0, 3) === 0;
   const pod = (kind: PodKind, per: PodScope): PodSpec => {
+    if (plain) return { kind, per, count: per === 'job' ? 2 : 1, cores: 0, memory: 1 };
     const streams = { bandwidth: draw(1, 3), count: draw(1, 2) };
     const domains = per === 'domain' ? [0, 1, 2, 3] : [draw(0, 1), draw(2, 3)].slice(0, draw(1, 2));
     return {
