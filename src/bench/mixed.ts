@@ -1,7 +1,8 @@
+import { median } from '../common/statistics.js';
 import { Opcode } from '../proto/generated.js';
 import { type Bench, planFor, sized } from './context.js';
 import { type RingSession, RingTraffic } from './ring_traffic.js';
-import { type BenchRow, latencies, median } from './row.js';
+import { type BenchRow, latencies } from './row.js';
 
 /** Refills that are always waiting at the shard. */
 const REFILLS = 1024;

@@ -1,3 +1,4 @@
+import { median } from '../common/statistics.js';
 import { startChildDaemon } from '../kvss/child_daemon.js';
 import { slotBytesOf } from '../proto/slots.js';
 import { agentSessions } from '../replay/agent_sessions.js';
@@ -6,7 +7,6 @@ import { SwDriver } from '../swdriver/sw_driver.js';
 import { StampingRuntime } from '../wafer/stamping_runtime.js';
 import { type Bench, planFor, sized } from './context.js';
 import { measureHioModes } from './hio_modes.js';
-import { median } from './row.js';
 import { Traffic } from './traffic.js';
 
 /** What a runtime takes to compute a column, in microseconds. */

@@ -1,5 +1,5 @@
+import { median } from '../common/statistics.js';
 import type { BenchRow } from './row.js';
-import { median } from './row.js';
 
 /** One round of a subject or a baseline. */
 export interface Round {

@@ -1,4 +1,5 @@
 import { createHash, type Hash } from 'node:crypto';
+import { quantile } from '../common/statistics.js';
 
 /** Rows of the table of targets in docs/PERFORMANCE.md. */
 export type TargetId =
@@ -52,18 +53,6 @@ export interface BenchRow {
   value?: number;
   /** Why there is no figure, or what has to be known about it. */
   note?: string;
-}
-
-/** A value that `share` of the sorted values are not above. */
-export function quantile(sorted: ArrayLike<number>, share: number): number {
-  return sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] ?? Number.NaN;
-}
-
-export function median(values: readonly number[]): number {
-  return quantile(
-    values.toSorted((a, b) => a - b),
-    0.5,
-  );
 }
 
 /** The three latencies of a row, from microseconds in any order. */

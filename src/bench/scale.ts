@@ -1,9 +1,10 @@
+import { median } from '../common/statistics.js';
 import type { OperationBatch } from '../links/link.js';
 import { Opcode } from '../proto/generated.js';
 import { type Bench, type BenchContext, planFor, sized } from './context.js';
 import { type RingSession, RingTraffic } from './ring_traffic.js';
 import type { Round } from './rounds.js';
-import { type BenchRow, median } from './row.js';
+import type { BenchRow } from './row.js';
 import { Traffic } from './traffic.js';
 
 const PROMPT_COLUMNS = 64;

@@ -4,6 +4,7 @@ import { planClusterCommand } from './plan_cluster.js';
 import { planMemoryCommand } from './plan_memory.js';
 import { planModelCommand } from './plan_model.js';
 import { planPlacementCommand } from './plan_placement.js';
+import { planSimulateCommand } from './plan_simulate.js';
 
 /** `kvss plan`: what a box and a cluster need before anyone buys or boots them. */
 export function planCommand(): Command {
@@ -13,5 +14,6 @@ export function planCommand(): Command {
     .addCommand(planBandwidthCommand())
     .addCommand(planMemoryCommand())
     .addCommand(planClusterCommand())
-    .addCommand(planPlacementCommand());
+    .addCommand(planPlacementCommand())
+    .addCommand(planSimulateCommand());
 }

@@ -1,8 +1,9 @@
 import { expect, test } from 'vitest';
 import { drawTransfers, fillIn, parseSuiteOutput, reportParts } from '../../src/bench/report.js';
 import { sideBySide } from '../../src/bench/rounds.js';
-import { latencies, median } from '../../src/bench/row.js';
+import { latencies } from '../../src/bench/row.js';
 import { TARGETS, type Target, verdictOf } from '../../src/bench/targets.js';
+import { median } from '../../src/common/statistics.js';
 
 const OUTPUT = [
   { bench: 'machine', cores: 2, cpu: 'a cpu' },
