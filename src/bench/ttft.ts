@@ -5,6 +5,7 @@ import { dirname, join } from 'node:path';
 import { InferenceSession } from 'onnxruntime-node';
 import { localError, messageOf } from '../common/errors.js';
 import { seededRandom } from '../common/random.js';
+import { median } from '../common/statistics.js';
 import { formatBytes } from '../common/units.js';
 import { type LinkName, startChildDaemon } from '../kvss/child_daemon.js';
 import { slotBytesOf } from '../proto/slots.js';
@@ -13,7 +14,6 @@ import { OnnxDecoder } from '../runtimes/onnx/onnx_decoder.js';
 import { OnnxModel } from '../runtimes/onnx/onnx_model.js';
 import { greedy } from '../runtimes/onnx/sampling.js';
 import type { MatchMessage } from '../swdriver/accounting/channels.js';
-import { median } from './row.js';
 
 /** What is measured, and how often. */
 export interface TtftOptions {
