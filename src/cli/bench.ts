@@ -1,4 +1,3 @@
-import { writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { type HioFigures, measureHioModes } from '../bench/hio_modes.js';
@@ -18,7 +17,7 @@ import type { LinkName } from '../kvss/child_daemon.js';
 import { checkPath, type PathInput, type TopologyInput } from '../wafer/topology.js';
 import { suiteCommands } from './bench_suite.js';
 import { ttftCommand } from './bench_ttft.js';
-import { checkWritable } from './files.js';
+import { checkWritable, writeText } from './files.js';
 import { integerListOption, integerOption, positiveOption } from './options.js';
 import { Progress } from './progress.js';
 import { alignRows } from './table.js';
@@ -175,7 +174,7 @@ async function spine(flags: SpineFlags): Promise<void> {
   if (svg !== undefined) {
     const rate = ({ bandwidth }: PathInput) => `${formatCount(parseBytes(bandwidth) / 1e6)} MB/s`;
     const paths = `each rail ${rate(shape.rail)}, the spine ${rate(shape.spine)}`;
-    writeFileSync(svg, drawSpine(measured, deadline, `${bursts}; ${paths}`));
+    writeText(svg, drawSpine(measured, deadline, `${bursts}; ${paths}`));
   }
   if (json) {
     console.log(

@@ -1,4 +1,3 @@
-import { writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { Command, Option } from 'commander';
 import type { TtftRow } from '../bench/ttft.js';
@@ -7,7 +6,7 @@ import { localError } from '../common/errors.js';
 import type { LinkName } from '../kvss/child_daemon.js';
 import type { DemoModelOptions } from '../runtimes/demo_model/options.js';
 import { DEMO_SIZE_NAMES } from '../runtimes/demo_model/options.js';
-import { checkWritable } from './files.js';
+import { checkWritable, writeText } from './files.js';
 import { integerListOption, integerOption } from './options.js';
 import { Progress } from './progress.js';
 import { alignRows } from './table.js';
@@ -66,7 +65,7 @@ async function run(flags: TtftFlags): Promise<void> {
   } finally {
     progress.stop();
   }
-  if (flags.svg !== undefined) writeFileSync(flags.svg, drawTtft(rows));
+  if (flags.svg !== undefined) writeText(flags.svg, drawTtft(rows));
   if (!flags.json) console.log(`${rows[0]?.setting}\n${alignRows(ttftTable(rows))}`);
 }
 

@@ -1,4 +1,4 @@
-import { closeSync, openSync, readFileSync } from 'node:fs';
+import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { localError, messageOf } from '../common/errors.js';
 
 /** What a JSON file says. Throws KVSS_BAD_INPUT that names the file where it cannot be read. */
@@ -17,6 +17,15 @@ export function readJson(path: string): unknown {
 export function checkWritable(path: string): void {
   try {
     closeSync(openSync(path, 'a'));
+  } catch (cause) {
+    throw localError('KVSS_BAD_INPUT', `cannot write ${path}: ${messageOf(cause)}`, cause);
+  }
+}
+
+/** Writes a file. Throws KVSS_BAD_INPUT that names it where it cannot be written. */
+export function writeText(path: string, text: string): void {
+  try {
+    writeFileSync(path, text);
   } catch (cause) {
     throw localError('KVSS_BAD_INPUT', `cannot write ${path}: ${messageOf(cause)}`, cause);
   }

@@ -1,4 +1,3 @@
-import { writeFileSync } from 'node:fs';
 import { basename, dirname, resolve } from 'node:path';
 import { Argument, Command } from 'commander';
 import { localError } from '../common/errors.js';
@@ -9,7 +8,7 @@ import { effectiveTokens, equalGrants, grantsFor, proportionalTokens, wasteBytes
 import { type ComparedJob, compareSplits, type SplitComparison } from '../plan/split_comparison.js';
 import { BIN_WIDTH, STREAM_ALLOCATIONS, type SweepResult, sweepStreams, sweepTasks } from '../plan/stream_sweep.js';
 import { drawSweep, MOST_CURVES } from '../plan/sweep_plot.js';
-import { checkWritable, readJson } from './files.js';
+import { checkWritable, readJson, writeText } from './files.js';
 import { bytesOption, integerListOption, integerOption, refuseFlags } from './options.js';
 import { modelOptions, type ReadModelFlags, readModel, type StreamFlags, streamOptions } from './plan_model.js';
 import { Progress } from './progress.js';
@@ -177,7 +176,7 @@ async function sweep(configs: readonly string[], flags: MemoryFlags): Promise<vo
   );
   if (results === undefined) return;
   const shape = `every allocation of 1 to 16 WIO streams to the four domains of a box, but for their order: ${formatCount(STREAM_ALLOCATIONS.length)}; the least that a stream carries is a ${unit}`;
-  if (svg !== undefined) writeFileSync(svg, drawSweep(results, shape));
+  if (svg !== undefined) writeText(svg, drawSweep(results, shape));
   console.log(flags.json ? JSON.stringify({ unit, padStreams, results }) : sweepReport(results, shape));
 }
 

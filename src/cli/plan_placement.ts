@@ -1,4 +1,4 @@
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { Command, InvalidArgumentError } from 'commander';
 import { readCluster } from '../cluster/cluster.js';
@@ -14,6 +14,7 @@ import { emptySnapshot, hashSnapshot, type Snapshot } from '../cluster/snapshot.
 import { readState, writeState } from '../cluster/state_file.js';
 import { localError, messageOf } from '../common/errors.js';
 import { formatBandwidth, formatBytes, formatCount } from '../common/units.js';
+import { writeText } from './files.js';
 import { integerOption } from './options.js';
 import { alignRows } from './table.js';
 
@@ -93,7 +94,7 @@ function plan(flags: PlacementFlags): void {
   const token = statement.token;
   const snapshot = flags.whatIf ? statement.snapshot : engine.commit(statement, token);
   if (!flags.whatIf && flags.state !== undefined) writeState(flags.state, start, snapshot);
-  if (flags.svg !== undefined) write(flags.svg, drawCluster(snapshot));
+  if (flags.svg !== undefined) writeText(flags.svg, drawCluster(snapshot));
   if (flags.manifests !== undefined && !flags.whatIf) writeManifests(flags.manifests, snapshot, rules);
   const explanations = flags.explain ? statement.journal.map((decision) => explain(decision, rules)) : [];
   if (flags.json) {
@@ -151,15 +152,7 @@ function writeManifests(directory: string, snapshot: Snapshot, rules: Rules): vo
   } catch (cause) {
     throw localError('KVSS_BAD_INPUT', `--manifests: ${messageOf(cause)}`, cause);
   }
-  for (const { name, text } of manifestsOf(snapshot, rules)) write(join(directory, name), text);
-}
-
-function write(path: string, text: string): void {
-  try {
-    writeFileSync(path, text);
-  } catch (cause) {
-    throw localError('KVSS_BAD_INPUT', `cannot write ${path}: ${messageOf(cause)}`, cause);
-  }
+  for (const { name, text } of manifestsOf(snapshot, rules)) writeText(join(directory, name), text);
 }
 
 function report(

@@ -1,4 +1,3 @@
-import { writeFileSync } from 'node:fs';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { crossingsOf, describeCrossing } from '../cluster/crossings.js';
 import { CALIBRATION, withParameters } from '../cluster/simulation/calibration.js';
@@ -9,7 +8,7 @@ import { FIGURES, type FigureRow, readScenario, type Scenario } from '../cluster
 import { type RowSummary, runExperiments, type Spread, summarise } from '../cluster/simulation/sweep.js';
 import { localError } from '../common/errors.js';
 import { formatCount } from '../common/units.js';
-import { checkWritable } from './files.js';
+import { checkWritable, writeText } from './files.js';
 import { integerOption } from './options.js';
 import { Progress } from './progress.js';
 import { alignRows } from './table.js';
@@ -90,7 +89,7 @@ async function simulateScenarios(paths: string[], flags: SimulateFlags): Promise
   const ofCases = cases.map((_, index) => results.slice(index * flags.seeds, (index + 1) * flags.seeds));
   if (flags.svg !== undefined) {
     const drawn = cases.map((each, index) => ({ ...each, series: ofCases[index]?.[0]?.series ?? [] }));
-    writeFileSync(flags.svg, drawExperiments(drawn.map((each) => ({ ...each, placement: placementOf(each) }))));
+    writeText(flags.svg, drawExperiments(drawn.map((each) => ({ ...each, placement: placementOf(each) }))));
   }
   const summaries = ofCases.map(summarise);
   if (flags.json)

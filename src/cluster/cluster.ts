@@ -1,9 +1,7 @@
 import { z } from 'zod';
+import { DOMAINS_PER_BOX } from '../common/box.js';
 import { bandwidth, size } from '../common/schema.js';
 import { parseYaml, readText } from '../common/yaml_file.js';
-
-/** I/O domains of a box. */
-export const DOMAINS = 4;
 
 /** Of a cluster, and so of a session. */
 export const MAX_BOXES = 16_384;
@@ -39,7 +37,7 @@ const boxSchema = z.strictObject({
   /** Of one port. Each way. */
   portBandwidth: bandwidth,
   /** Of each domain: the leaf that each of its ports is cabled to. */
-  domains: z.array(z.array(name).min(1).max(MAX_PORTS)).length(DOMAINS, `a box has ${DOMAINS} domains`),
+  domains: z.array(z.array(name).min(1).max(MAX_PORTS)).length(DOMAINS_PER_BOX, `a box has ${DOMAINS_PER_BOX} domains`),
 });
 
 const nicSchema = z.strictObject({ leaf: name, bandwidth });

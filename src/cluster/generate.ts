@@ -1,4 +1,4 @@
-import { DOMAINS } from './cluster.js';
+import { DOMAINS_PER_BOX } from '../common/box.js';
 
 /** What a cluster is to be made of. Sizes and bandwidths as people write them, such as `512GiB` and `100Gbps`. */
 export interface ClusterShape {
@@ -39,17 +39,17 @@ export const DEFAULT_SHAPE: ClusterShape = {
  */
 export function generateCluster(shape: ClusterShape): string {
   const groups = Math.ceil(shape.boxes / shape.boxesPerGroup);
-  const leaf = (group: number, number: number) => `leaf-${group * DOMAINS + (number % DOMAINS)}`;
+  const leaf = (group: number, number: number) => `leaf-${group * DOMAINS_PER_BOX + (number % DOMAINS_PER_BOX)}`;
   const list = (items: readonly string[]) => `[${items.join(', ')}]`;
   const lines = [
     `# ${shape.boxes} boxes and ${shape.nodes} AX nodes in groups of up to ${shape.boxesPerGroup} boxes, with a leaf for each domain.`,
     `spine: { bandwidth: ${shape.spine} }`,
     'leaves:',
-    ...range(groups * DOMAINS).map((number) => `  - { name: leaf-${number}, uplink: ${shape.uplink} }`),
+    ...range(groups * DOMAINS_PER_BOX).map((number) => `  - { name: leaf-${number}, uplink: ${shape.uplink} }`),
     'boxes:',
     ...range(shape.boxes).map((box) => {
       const group = Math.floor(box / shape.boxesPerGroup);
-      const domains = range(DOMAINS).map((domain) => list(range(shape.ports).map(() => leaf(group, domain))));
+      const domains = range(DOMAINS_PER_BOX).map((domain) => list(range(shape.ports).map(() => leaf(group, domain))));
       return `  - { name: box-${box}, portBandwidth: ${shape.portBandwidth}, domains: ${list(domains)} }`;
     }),
     'nodes:',

@@ -1,8 +1,9 @@
 import { z } from 'zod';
+import { DOMAINS_PER_BOX } from '../common/box.js';
 import { bandwidth, size } from '../common/schema.js';
 import { formatBytes } from '../common/units.js';
 import { parseYaml, readText } from '../common/yaml_file.js';
-import { type Box, type Cluster, DOMAINS, MAX_BOXES, milliCores, name } from './cluster.js';
+import { type Box, type Cluster, MAX_BOXES, milliCores, name } from './cluster.js';
 
 const MAX_JOBS = 1_024;
 const MAX_COUNT = 64;
@@ -34,7 +35,7 @@ const streamsSchema = z.strictObject({
         .number()
         .int()
         .min(0)
-        .max(DOMAINS - 1, `a box has domains 0 to ${DOMAINS - 1}`),
+        .max(DOMAINS_PER_BOX - 1, `a box has domains 0 to ${DOMAINS_PER_BOX - 1}`),
     )
     .min(1)
     .optional(),
@@ -74,7 +75,7 @@ const podSchema = z
     ...(image === undefined ? {} : { image }),
   }));
 
-const ALL_DOMAINS: readonly number[] = Array.from({ length: DOMAINS }, (_, domain) => domain);
+const ALL_DOMAINS: readonly number[] = Array.from({ length: DOMAINS_PER_BOX }, (_, domain) => domain);
 
 const boxCount = z.number().int().min(1).max(MAX_BOXES);
 

@@ -1,5 +1,5 @@
+import { DOMAINS_PER_BOX } from '../../common/box.js';
 import type { Clock } from '../../common/clock.js';
-import { DOMAINS } from '../cluster.js';
 import type { PlacedPod } from '../snapshot.js';
 import type { Calibration, ModelSpeed } from './calibration.js';
 import { drawCompileMs, drawPrompt, type Load, type PromptDraw, wholeColumns } from './load.js';
@@ -230,7 +230,7 @@ export class JobRun {
   }
 
   #lanes(): number {
-    return this.around.calibration.swDriver.lanesPerDomain * DOMAINS * this.#boxes;
+    return this.around.calibration.swDriver.lanesPerDomain * DOMAINS_PER_BOX * this.#boxes;
   }
 
   #spinningLanes(): number {
@@ -271,7 +271,7 @@ export class JobRun {
       const own = network.link(`stream ${number} of ${pod.name} ${direction}`, stream.bandwidth);
       return {
         links: [own, ...network.path(stream, node, direction), engine],
-        share: 1 / (alike.length * DOMAINS * this.#boxes),
+        share: 1 / (alike.length * DOMAINS_PER_BOX * this.#boxes),
         engine,
         node,
         service: new SharedService<() => void>(clock, (next) => next()),
