@@ -11,7 +11,7 @@ import { formatBytes } from '../common/units.js';
 import { type LinkName, startChildDaemon } from '../kvss/child_daemon.js';
 import { slotBytesOf } from '../proto/slots.js';
 import { type DemoModelOptions, generateDemoModel } from '../runtimes/demo_model/generate.js';
-import { OnnxDecoder } from '../runtimes/onnx/onnx_decoder.js';
+import { headDimOf, OnnxDecoder } from '../runtimes/onnx/onnx_decoder.js';
 import { OnnxModel } from '../runtimes/onnx/onnx_model.js';
 import { greedy } from '../runtimes/onnx/sampling.js';
 import type { MatchMessage } from '../swdriver/accounting/channels.js';
@@ -79,7 +79,7 @@ export async function* measureTtft(options: TtftOptions): AsyncGenerator<TtftRow
     throw localError('KVSS_BAD_INPUT', `cannot load ${files.path}: ${messageOf(thrown)}`, thrown);
   });
   try {
-    const model = await OnnxModel.create(session);
+    const model = await OnnxModel.create(session, { headDim: headDimOf(files.config) });
     const columns = Math.ceil(Math.max(...options.lengths) / 64);
     const columnBytes = model.graph.planes.reduce((sum, { heads, rowBytes }) => sum + heads * rowBytes * 64, 0);
     // The prompt of a round, and those before it, which make room.

@@ -88,9 +88,12 @@ export class KvState {
     this.reserve(tokens);
   }
 
-  /** Begins anew with room for a prefix of so many tokens, which are to be written before anything is run. */
-  layOut(tokens: number): void {
-    this.reset(tokens);
+  /**
+   * Begins anew with a prefix of so many tokens, which are to be written before anything is run. `room`: for how many tokens there
+   * is to be memory, so that nothing has to move for those that come behind.
+   */
+  layOut(tokens: number, room = tokens): void {
+    this.reset(room);
     this.#length = tokens;
   }
 

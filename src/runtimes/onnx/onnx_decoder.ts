@@ -321,7 +321,7 @@ async function openSession(path: string, options: InferenceSession.SessionOption
 }
 
 /** How long a key or a value of one head is, as far as a config says it. */
-function headDimOf(config: unknown): number | undefined {
+export function headDimOf(config: unknown): number | undefined {
   if (config === undefined) return undefined;
   // Of which type its numbers are does not matter.
   const [group] = describeModel(config, { dtype: 'fp32' }).groups;

@@ -1,8 +1,6 @@
 import { type InferenceSession, Tensor } from 'onnxruntime-node';
 import { localError, messageOf } from '../../common/errors.js';
-
 import { fromFloat16Array, toFloat16Bits } from '../../common/float16.js';
-
 import { type DecoderGraph, type IndexType, type KvDtype, readDecoderGraph } from './decoder_graph.js';
 import { KvState } from './kv_state.js';
 

@@ -248,10 +248,8 @@ export class OnnxSequence {
     const parts = this.#parts();
     const reach = Math.min(hit.tokens, most);
     for (const { state, layouts, heldFrom } of parts) {
-      state.layOut(0);
-      // Once, for what will be computed as well.
-      state.reserve(most + 1);
-      state.layOut(reach);
+      // Room for what will be computed as well.
+      state.layOut(reach, most + 1);
       for (const [index, layout] of layouts.entries()) {
         heldFrom[index] = 0;
         layout.clear(state, Math.min(reach, this.#windowFrom(layout, hit.columns)));
