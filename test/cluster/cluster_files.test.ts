@@ -3,22 +3,11 @@ import { describe, expect, test } from 'vitest';
 import { type Cluster, parseCluster, readCluster } from '../../src/cluster/cluster.js';
 import { DEFAULT_SHAPE, generateCluster } from '../../src/cluster/generate.js';
 import { type Job, parseJobs, podsOfBox, podsOfJob, readJobs } from '../../src/cluster/jobs.js';
-import { KvssError } from '../../src/common/errors.js';
+import { refusal } from '../refusal.js';
 
 const example = (name: string) => new URL(`../../examples/clusters/${name}`, import.meta.url).pathname;
 const clusterText = readFileSync(example('rails-8x8.yaml'), 'utf8');
 const jobsText = readFileSync(example('prompt-caching-jobs.yaml'), 'utf8');
-
-function refusal(act: () => unknown): string {
-  try {
-    act();
-  } catch (thrown) {
-    expect(thrown).toBeInstanceOf(KvssError);
-    expect((thrown as KvssError).code).toBe('KVSS_BAD_INPUT');
-    return (thrown as KvssError).message;
-  }
-  throw new Error('was not refused');
-}
 
 /** The text with one thing replaced, and the number of the line where that stands. */
 function replaced(text: string, old: string, by: string): { text: string; line: number } {

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import { type GraphMetadata, readDecoderGraph } from '../../src/runtimes/onnx/decoder_graph.js';
-import { refusalOf } from './refusal.js';
+import { refusalOf } from '../refusal.js';
 
 type Metadata = GraphMetadata['inputMetadata'][number];
 

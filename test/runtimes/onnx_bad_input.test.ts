@@ -2,9 +2,9 @@ import { InferenceSession } from 'onnxruntime-node';
 import { afterAll, afterEach, beforeAll, expect, test, vi } from 'vitest';
 import { OnnxDecoder, type OnnxDecoderOptions } from '../../src/runtimes/onnx/index.js';
 import { Scratch, type TestDaemon } from '../e2e/support.js';
+import { refusalOf } from '../refusal.js';
 import { SESSION_OPTIONS, type TinyModel, TinyModels } from './demo_models.js';
 import { openDecoder, startDaemon, tokensOf } from './onnx_support.js';
-import { refusalOf } from './refusal.js';
 
 const scratch = new Scratch();
 const models = new TinyModels(scratch);

@@ -3,9 +3,9 @@ import type { DemoModelOptions } from '../../src/runtimes/demo_model/generate.js
 import { readDecoderGraph } from '../../src/runtimes/onnx/decoder_graph.js';
 import type { OnnxDecoderOptions } from '../../src/runtimes/onnx/index.js';
 import { Scratch, type TestDaemon } from '../e2e/support.js';
+import { refusalOf } from '../refusal.js';
 import { TINY, TinyModels } from './demo_models.js';
 import { look, openDecoder, startDaemon, store, tokensOf } from './onnx_support.js';
-import { refusalOf } from './refusal.js';
 
 const scratch = new Scratch();
 const models = new TinyModels(scratch);

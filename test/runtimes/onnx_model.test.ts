@@ -1,7 +1,7 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-node';
 import { expect, test } from 'vitest';
 import { OnnxModel } from '../../src/runtimes/onnx/onnx_model.js';
-import { refusalOf } from './refusal.js';
+import { refusalOf } from '../refusal.js';
 
 const VOCABULARY = 10;
 const [HEADS, DIM] = [2, 3];

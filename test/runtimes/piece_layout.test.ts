@@ -3,8 +3,8 @@ import { expect, test } from 'vitest';
 import { KvState } from '../../src/runtimes/onnx/kv_state.js';
 import { checkShards, PieceLayout } from '../../src/runtimes/onnx/piece_layout.js';
 import { settings } from '../model/property_settings.js';
+import { refusalOf } from '../refusal.js';
 import { planesOf } from './planes.js';
-import { refusalOf } from './refusal.js';
 
 const COLUMN_TOKENS = 4;
 

@@ -4,8 +4,8 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { generateDemoModel } from '../../src/runtimes/demo_model/generate.js';
 import { revisionOfFile } from '../../src/runtimes/onnx/revision.js';
 import { Scratch } from '../e2e/support.js';
+import { refusalOf } from '../refusal.js';
 import { TINY } from './demo_models.js';
-import { refusalOf } from './refusal.js';
 
 const scratch = new Scratch();
 afterAll(() => scratch[Symbol.dispose]());

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import { greedy, type SamplingOptions, sampler } from '../../src/runtimes/onnx/sampling.js';
-import { refusalOf } from './refusal.js';
+import { refusalOf } from '../refusal.js';
 
 const LOGITS = Float32Array.of(1, 3, -1, 2, 0, Number.NEGATIVE_INFINITY);
 const DRAWS = 20_000;

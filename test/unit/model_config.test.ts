@@ -11,6 +11,7 @@ import {
   splitGroup,
 } from '../../src/swdriver/model_config.js';
 import { settings } from '../model/property_settings.js';
+import { refusal as refusalBy } from '../refusal.js';
 
 type Config = Record<string, unknown>;
 
@@ -29,18 +30,7 @@ function small(fields: Config = {}): Config {
   return Object.fromEntries(Object.entries(config).filter(([, value]) => value !== undefined));
 }
 
-function messageOfRefusal(act: () => unknown): string {
-  try {
-    act();
-  } catch (thrown) {
-    expect(thrown).toBeInstanceOf(KvssError);
-    expect((thrown as KvssError).code).toBe('KVSS_BAD_INPUT');
-    return (thrown as KvssError).message;
-  }
-  throw new Error('was not refused');
-}
-
-const refusal = (config: unknown, options?: DescribeOptions) => messageOfRefusal(() => describeModel(config, options));
+const refusal = (config: unknown, options?: DescribeOptions) => refusalBy(() => describeModel(config, options));
 
 const shared = (headsPerLayer: number, queryHeadsPerHead: number) => ({ headsPerLayer, queryHeadsPerHead });
 
@@ -330,7 +320,7 @@ test.each<[what: RegExp, allocation: unknown, options?: unknown]>([
   [/options: unknown key 'granule'/, { shares: [1] }, { granule: 4 }],
 ])('an allocation that makes no sense is refused: %s', (what, allocation, options) => {
   const split = () => splitGroup(groupOf(range(4), 8), allocation as LayerAllocation, options as never);
-  expect(messageOfRefusal(split)).toMatch(what);
+  expect(refusalBy(split)).toMatch(what);
 });
 
 const layerTypes = fc.array(fc.constantFrom('full_attention', 'sliding_attention'), { minLength: 1, maxLength: 100 });
